@@ -1,0 +1,73 @@
+"""A batch of masked sequences.
+
+Shape legend: B sequences, S positions, P prediction slots.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Masked sequences, ready for the model.
+
+    ``normalizer`` is the number of predicted tokens of the whole batch (one optimizer step); parts made by ``split``
+    keep it, so that the sum of their losses is the mean over the batch however it is cut.
+    """
+
+    ids: Tensor  # (B,) int64: row numbers in the token store, for ever
+    epochs: Tensor  # (B,) int64: how often the sequence was drawn before
+    inputs: Tensor  # (B, S) int64: token ids with masks applied
+    positions: Tensor  # (B, P) int64: predicted positions, ascending
+    labels: Tensor  # (B, P) int64: true token ids there
+    weights: Tensor  # (B, P) float32: 1 where the slot is predicted, 0 where it is empty
+    lengths: Tensor | None  # (B,) int64: tokens before the padding; None where nothing is padded
+    normalizer: Tensor  # () float32
+    index: int = 0  # number of this draw group within its batch
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        """S, the padded sequence length."""
+        return self.inputs.shape[1]
+
+    def split(self, sequences: int | None) -> Iterator["Batch"]:
+        """Consecutive parts of ``sequences`` each (``None``: the whole), numbered by ``index``."""
+        if sequences is None or sequences >= len(self):
+            yield self
+            return
+        for number, start in enumerate(range(0, len(self), sequences)):
+            yield replace(self._rows(slice(start, start + sequences)), index=number)
+
+    def select(self, rows: Tensor) -> "Batch":
+        """The sequences ``rows`` (int64 or bool) as a batch of their own, with its own normalizer."""
+        part = self._rows(rows)
+        return replace(part, normalizer=part.weights.sum(), index=0)
+
+    @staticmethod
+    def concatenate(parts: "list[Batch]") -> "Batch":
+        """One batch of all sequences of ``parts``, in their order."""
+        assert parts, "nothing to concatenate"
+        joined: dict[str, Tensor | None] = {}
+        for field in fields(Batch):
+            values = [getattr(part, field.name) for part in parts]
+            if field.name not in ("normalizer", "index"):
+                joined[field.name] = None if values[0] is None else torch.cat(values)
+        weights = joined["weights"]
+        assert weights is not None
+        return Batch(**joined, normalizer=weights.sum())  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+    def _rows(self, rows: slice | Tensor) -> "Batch":
+        per_sequence = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths")
+        taken = {name: getattr(self, name) for name in per_sequence}
+        return replace(self, **{k: v if v is None else v[rows] for k, v in taken.items()})
