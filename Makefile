@@ -1,0 +1,72 @@
+# Everything here needs Python 3.11 or newer and nothing else; the first target makes its own environment in .venv.
+# PYTHON=/path/to/python make test   uses a particular interpreter.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Without that index the default one is asked for this version: mirrors that hold a CPU build hold this one.
+TORCH_CPU_FALLBACK := torch==2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-full check lint lock
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-18s %s\n", $$1, $$2 }'
+
+demo: $(STAMP)  ## about 5 minutes on 2 CPU cores: prepare text, train, resume, validate, show what came out
+	@$(BIN)/python -m cramming.demo
+
+test: $(STAMP)  ## the test suite without the full grids
+	@$(BIN)/python -m pytest -q -m "not full and not network"
+
+test-full: $(STAMP)  ## every test that needs no internet, full grids included
+	@$(BIN)/python -m pytest -q -m "not network"
+
+check: $(STAMP)  ## quick self-check of a clone: the structure holds and every config composes
+	@$(BIN)/python -m pytest -q -x -m "not full and not network" tests/test_structure.py tests/test_config.py
+
+lint: $(STAMP)  ## ruff, its formatter and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock:  ## bring poetry.lock up to date with pyproject.toml (needs poetry 2)
+	@poetry lock
+	@poetry check --lock
+
+# The stamp is written last: an interrupted installation starts over, and a newer pyproject.toml installs again.
+$(STAMP): pyproject.toml
+	@set -eu; \
+	python=""; \
+	for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        python=$$candidate; break; \
+	    fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "error: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	    exit 2; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    rm -rf $(VENV); \
+	    $$python -m venv $(VENV) || { \
+	        echo "error: $$python cannot make virtual environments; on Debian and Ubuntu install python3-venv" >&2; \
+	        exit 2; \
+	    }; \
+	fi; \
+	if [ "$$(uname -s)" = Linux ] && ! { command -v nvidia-smi && nvidia-smi -L; } >/dev/null 2>&1; then \
+	    echo "no NVIDIA GPU: installing the CPU build of torch"; \
+	    if $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' \
+	            $(TORCH_CPU_INDEX)/torch/ >/dev/null 2>&1 \
+	        && $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU_INDEX) 'torch>=2.11,<2.14'; then :; \
+	    else \
+	        echo "$(TORCH_CPU_INDEX) cannot be used: taking $(TORCH_CPU_FALLBACK) from the default index"; \
+	        $(BIN)/python -m pip install --quiet '$(TORCH_CPU_FALLBACK)'; \
+	    fi; \
+	fi; \
+	echo "installing the project and what it depends on (one to two minutes the first time)"; \
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'; \
+	touch $(STAMP)
