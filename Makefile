@@ -57,16 +57,20 @@ $(STAMP): pyproject.toml
 	        exit 2; \
 	    }; \
 	fi; \
+	log=$(VENV)/install.log; : >$$log; \
+	install() { \
+	    $(BIN)/python -m pip install "$$@" >>$$log 2>&1; \
+	}; \
 	if [ "$$(uname -s)" = Linux ] && ! { command -v nvidia-smi && nvidia-smi -L; } >/dev/null 2>&1; then \
 	    echo "no NVIDIA GPU: installing the CPU build of torch"; \
 	    if $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' \
-	            $(TORCH_CPU_INDEX)/torch/ >/dev/null 2>&1 \
-	        && $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU_INDEX) 'torch>=2.11,<2.14'; then :; \
+	            $(TORCH_CPU_INDEX)/torch/ >>$$log 2>&1 \
+	        && install --index-url $(TORCH_CPU_INDEX) 'torch>=2.11,<2.14'; then :; \
 	    else \
 	        echo "$(TORCH_CPU_INDEX) cannot be used: taking $(TORCH_CPU_FALLBACK) from the default index"; \
-	        $(BIN)/python -m pip install --quiet '$(TORCH_CPU_FALLBACK)'; \
+	        install '$(TORCH_CPU_FALLBACK)' || { tail -n 20 $$log >&2; exit 1; }; \
 	    fi; \
 	fi; \
-	echo "installing the project and what it depends on (one to two minutes the first time)"; \
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'; \
+	echo "installing the project and what it depends on, one to two minutes (details: $$log)"; \
+	install --editable '.[dev]' || { tail -n 20 $$log >&2; exit 1; }; \
 	touch $(STAMP)
