@@ -21,7 +21,7 @@ class Batch:
     ids: Tensor  # (B,) int64: row numbers in the token store, for ever
     epochs: Tensor  # (B,) int64: how often the sequence was drawn before
     inputs: Tensor  # (B, S) int64: token ids with masks applied
-    positions: Tensor  # (B, P) int64: predicted positions, ascending
+    positions: Tensor  # (B, P) int64: predicted positions, in the order of their hash
     labels: Tensor  # (B, P) int64: true token ids there
     weights: Tensor  # (B, P) float32: 1 where the slot is predicted, 0 where it is empty
     lengths: Tensor | None  # (B,) int64: tokens before the padding; None where nothing is padded

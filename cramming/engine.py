@@ -1,0 +1,279 @@
+"""The only caller of the model in training: precision, loss scaling, accumulation, clipping, compiling, charging.
+
+Weights live in float32 (the run's model, what optimizers and methods see). Under bfloat16 or float16 the passes run on
+a low-precision copy that is refreshed once per optimizer step, not cast in every microbatch; its gradients are added to
+the float32 ones after every microbatch (Micikevicius et al., "Mixed Precision Training", ICLR 2018).
+"""
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cramming.batch import Batch
+from cramming.errors import UserError
+from cramming.method import Forward
+from rst.clock import Clock
+from rst.work import Work
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SCALE_GROWS_EVERY = 2000  # steps without an overflow; the defaults of torch.amp.GradScaler
+_FIRST_SCALE = 2.0**16
+
+
+class Engine:
+    """Runs passes and steps, and charges the clock for each.
+
+    Args:
+        model: float32 weights; see the model contract in ``cramming/architectures``.
+        optimizer: its parameter groups carry ``base_lr``.
+        clock: charged for every pass and step.
+        precision: ``float32``, ``bfloat16`` or ``float16`` (with loss scaling).
+        microbatch_size: sequences per pass; never changes the result beyond rounding.
+        clip_norm: largest L2 norm of a step's gradient, or None.
+        compile: compile the model's blocks (not the whole, so that changing depth never recompiles).
+        max_skipped_steps: steps in a row that may be skipped for a loss or gradient that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clock: Clock,
+        *,
+        precision: str = "float32",
+        microbatch_size: int = 32,
+        clip_norm: float | None = None,
+        compile: bool = False,
+        max_skipped_steps: int = 20,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.clock = clock
+        self.precision = precision
+        self.microbatch_size = microbatch_size
+        self.clip_norm = clip_norm
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_in_a_row = 0
+        self.skipped_steps = 0
+        self.grad_norm = float("nan")  # of the last step, before clipping
+        self.loss = float("nan")  # of the last step: mean over its predicted tokens
+        self.predicted_tokens = 0
+        self._loss = torch.zeros((), device=next(model.parameters()).device)
+        self._scale = _FIRST_SCALE if precision == "float16" else 1.0
+        self._good_steps = 0
+        self._compute = model if precision == "float32" else copy.deepcopy(model).to(DTYPES[precision])
+        self._pairs = list(zip(model.parameters(), self._compute.parameters(), strict=True))
+        self._versions: list[int] = []
+        if compile:
+            for block in self._compute.blocks:  # type: ignore[union-attr]
+                block.compile()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self._loss.device
+
+    def backward(
+        self, batch: Batch, objective: Callable[[Forward, Batch], Tensor], account: str = "train"
+    ) -> Tensor:
+        """Add the gradient of ``objective`` on a microbatch; every forward call in it is charged as both passes.
+
+        Returns:
+            The objective's value, (), detached.
+
+        Raises:
+            UserError: out of memory; the message names a microbatch size that fits.
+        """
+        try:
+            loss = objective(self._forward(account, "forward_backward"), batch)
+            (loss * self._scale).backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises the bare class
+            if not is_out_of_memory(error):
+                raise
+            size = len(batch)
+        else:
+            self._collect()
+            self._loss += loss.detach()
+            return loss.detach()
+        # Outside the except clause: the traceback no longer holds the tensors that filled the memory.
+        fitting = self._largest_fitting(batch, size // 2)
+        way_out = f"impl.microbatch_size={fitting} fits" if fitting else "one sequence alone does not fit"
+        raise UserError(f"out of memory with {size} sequences of {batch.length} tokens in a microbatch; {way_out}")
+
+    @torch.no_grad()
+    def losses(self, batch: Batch, account: str) -> Tensor:
+        """Mean loss over each sequence's predicted tokens, (B,) float32, without gradients; charged as forward."""
+        forward = self._forward(account, "forward")
+        parts = [(forward(part) * part.weights).sum(1) for part in batch.split(self.microbatch_size)]
+        return torch.cat(parts) / batch.weights.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch, account: str) -> Tensor:
+        """Logits at the predicted positions, (B, P, V), without gradients; charged as forward."""
+        forward = self._forward(account, "forward")
+        return torch.cat([forward(part, logits=True) for part in batch.split(self.microbatch_size)])
+
+    @torch.no_grad()
+    def uncharged_logits(self, batch: Batch) -> Tensor:
+        """Logits at the predicted positions, (B, P, V), for validation, which is never charged."""
+        self._refresh()
+        training = self._compute.training
+        self._compute.eval()
+        logits: Tensor = self._compute(batch, logits=True)
+        self._compute.train(training)
+        return logits
+
+    def step(self, factor: float) -> int:
+        """Clip, set the learning rates to ``base_lr x factor``, take the optimizer's step, drop the gradients.
+
+        A step whose loss or gradient is not finite is skipped and counted.
+
+        Returns:
+            1, a step taken (also one that was skipped: its budget is spent).
+
+        Raises:
+            UserError: more steps in a row were skipped than allowed.
+        """
+        parameters = [p for p, _ in self._pairs if p.grad is not None]
+        if self._scale != 1.0:
+            torch._foreach_mul_([p.grad for p in parameters], 1 / self._scale)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.grad_norm, self.loss = float(norm), float(self._loss)
+        self._loss.zero_()
+        finite = self.grad_norm < float("inf") and self.loss == self.loss and abs(self.loss) < float("inf")
+        if finite:
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        self.optimizer.zero_grad(set_to_none=True)
+        self.clock.charge(Work("update"), "optimizer")
+        self._count(finite)
+        return 1
+
+    def probe(self, kind: str, batch: Batch, active_layers: tuple[int, ...]) -> Callable[[], None]:
+        """A callable that does one uncharged piece of work on ``batch``, for measuring what it costs.
+
+        Args:
+            kind: ``forward``, ``forward_backward`` or ``update``.
+            batch: what to work on.
+            active_layers: the depth to work at.
+        """
+
+        def passes() -> None:
+            before = self.model.active_layers
+            self.model.active_layers = active_layers  # type: ignore[assignment]
+            with torch.set_grad_enabled(kind != "forward"):
+                loss = (self._call(batch, False) * batch.weights).sum()
+                if kind != "forward" and loss.requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    self._collect()
+            self.model.active_layers = before
+            self.optimizer.zero_grad(set_to_none=True)
+            self.synchronize()
+
+        return passes
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, the loss scale and the count of skipped steps."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scale": self._scale,
+            "good_steps": self._good_steps,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them up."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scale, self._good_steps = state["scale"], state["good_steps"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+
+    def _forward(self, account: str, kind: str) -> Forward:
+        def forward(batch: Batch, logits: bool = False) -> Tensor:
+            output = self._call(batch, logits)
+            layers = len(self.model.active_layers)  # type: ignore[arg-type]
+            self.clock.charge(Work(kind, len(batch), batch.length, layers), account)
+            return output
+
+        return forward
+
+    def _call(self, batch: Batch, logits: bool) -> Tensor:
+        self._refresh()
+        output: Tensor = self._compute(batch, logits=logits)
+        return output
+
+    def _refresh(self) -> None:
+        """Bring the low-precision copy up to date if any weight was written since (by the optimizer, by a method)."""
+        if self._compute is self.model:
+            return
+        self._compute.active_layers = self.model.active_layers
+        versions = [p._version for p, _ in self._pairs]
+        if versions != self._versions:
+            with torch.no_grad():
+                torch._foreach_copy_([c for _, c in self._pairs], [p for p, _ in self._pairs])
+            self._versions = versions
+
+    def _collect(self) -> None:
+        """Add the copy's gradients to the float32 ones; a parameter no pass used keeps the gradient None."""
+        if self._compute is self.model:
+            return
+        for parameter, computed in self._pairs:
+            if computed.grad is not None:
+                if parameter.grad is None:
+                    parameter.grad = computed.grad.float()
+                else:
+                    parameter.grad.add_(computed.grad)
+                computed.grad = None
+
+    def _count(self, finite: bool) -> None:
+        overflow = not finite and self.precision == "float16" and self._scale > 1.0
+        if overflow:  # expected now and then: the scale was too high
+            self._scale, self._good_steps = max(1.0, self._scale / 2), 0
+        elif not finite:
+            self.skipped_in_a_row += 1
+        elif self.precision == "float16":
+            self._good_steps += 1
+            if self._good_steps >= _SCALE_GROWS_EVERY:
+                self._scale, self._good_steps = self._scale * 2, 0
+        self.skipped_steps += not finite
+        if self.skipped_in_a_row > self.max_skipped_steps:
+            raise UserError(
+                f"the loss was not finite in {self.skipped_in_a_row} steps in a row (train.max_skipped_steps="
+                f"{self.max_skipped_steps}); the last good checkpoint is kept: lower train.optim.lr or set train.clip_norm"
+            )
+
+    def _largest_fitting(self, batch: Batch, size: int) -> int:
+        """The largest halving of ``size`` that runs, or 0."""
+        while size:
+            self.optimizer.zero_grad(set_to_none=True)
+            for _, computed in self._pairs:
+                computed.grad = None
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            try:
+                self.probe("forward_backward", next(batch.split(size)), self.model.active_layers)()  # type: ignore[arg-type]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                size //= 2
+            else:
+                return size
+        return 0
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch's means that memory ran out, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(r"can't allocate memory|out of memory", str(error)))

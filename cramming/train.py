@@ -1,0 +1,103 @@
+"""A run and the one training loop.
+
+The loop never asks which method, optimizer, architecture or clock it has: they are values of the run. The budget ends
+after a whole step, so no partial gradient is ever left or applied.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cramming.batch import Batch
+from cramming.config import PretrainConfig
+from cramming.data.stream import Stream
+from cramming.engine import Engine
+from cramming.hashing import generator
+from cramming.method import Method
+from rst.clock import Clock
+
+
+@dataclass
+class Run:
+    """Everything a run is, and exactly what a checkpoint holds."""
+
+    config: PretrainConfig
+    model: torch.nn.Module
+    engine: Engine
+    stream: Stream
+    clock: Clock
+    method: Method
+    schedule: Callable[[float], float]  # progress -> learning-rate factor
+    batch_size: Callable[[float], int]  # progress -> sequences in a step
+    step: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)  # counted beside the trajectory: wall seconds, early losses
+
+    def draw(self, n: int) -> Batch:
+        """``n`` sequences from the stream."""
+        return self.stream.draw(n)
+
+    def generator(self, *parts: int | str) -> torch.Generator:
+        """A generator for one random draw, a pure function of the run's seed and what it is for.
+
+        ``run.generator("layer_dropping", run.step, group.index)`` is the same after a resume, at any microbatch size
+        and on any number of ranks.
+        """
+        return generator(self.config.seed, *parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole trajectory: weights, optimizer, stream, clock, method, engine, step, random state."""
+        return {
+            "model": self.model.state_dict(),
+            "active_layers": list(self.model.active_layers),  # type: ignore[arg-type]
+            "engine": self.engine.state_dict(),
+            "stream": self.stream.state_dict(),
+            "clock": self.clock.state_dict(),
+            "method": self.method.state_dict(),
+            "step": self.step,
+            "notes": self.notes,
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the trajectory where it was saved."""
+        self.model.load_state_dict(state["model"])
+        self.model.active_layers = tuple(state["active_layers"])  # type: ignore[assignment]
+        self.engine.load_state_dict(state["engine"])
+        self.stream.load_state_dict(state["stream"])
+        self.clock.load_state_dict(state["clock"])
+        self.method.load_state_dict(state["method"])
+        self.step = state["step"]
+        self.notes = dict(state["notes"])
+        set_random_state(state["random"])
+
+
+def train(run: Run, observe: Callable[[Run], None]) -> None:
+    """Train until the budget is spent, or ``observe`` raises."""
+    while not run.clock.exhausted:
+        batch = run.method.next_batch(run, run.draw, run.batch_size(run.clock.progress))
+        if batch is None:  # the budget ended while sequences were being chosen
+            break
+        run.method.before_step(run)
+        factor = run.schedule(run.clock.progress)
+        for group in batch.split(run.method.sequences_per_draw):
+            with run.method.thinned(run, group):
+                for microbatch in group.split(run.engine.microbatch_size):
+                    run.engine.backward(microbatch, run.method.objective)
+        run.step += run.method.update(run, batch, factor, run.engine.step)
+        run.method.after_step(run)
+        observe(run)
+
+
+def random_state() -> dict[str, Any]:
+    """The global generators of torch, which only dropout uses."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": list(devices)}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set them; a state saved with another number of devices sets what both have."""
+    torch.set_rng_state(state["cpu"])
+    for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device_state, index)
