@@ -1,0 +1,215 @@
+"""Measuring prices on a machine that does not hold still.
+
+The speed of a shared machine drifts, by factors and within minutes, and single timings are disturbed by whatever else
+runs. So every round times every probe once, in an order drawn anew, and all timings are explained together as
+
+    log seconds(probe, round) = price(probe) + slowness(round) + noise
+
+fitted by medians (Tukey's median polish, "Exploratory Data Analysis", 1977, chapter 11): a round in which everything is
+slow changes no price, and neither does any minority of disturbed timings. Prices are those of a round of median speed.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import TypeVar
+
+from rst.table import Column, CostTable, Provenance, line_through, off_the_line
+from rst.work import Kind, Work
+
+P = TypeVar("P", bound=Hashable)
+
+# How the numbers come about; part of the identity of a stored table. Raise it when a change here changes them.
+PROTOCOL = 1
+MIN_ROUNDS = 3
+POLISH_SWEEPS = 20
+MAX_CALLS = 10_000
+MAD_TO_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+
+
+class CalibrationError(ValueError):
+    """Measurements that no cost table can be made of: one line."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one probe costs.
+
+    Attributes:
+        seconds: price of one call on a round of median speed.
+        spread: robust standard deviation of single timings, as a share of the price, after the speed of each round is
+            taken out.
+        rounds: how many timings it comes from.
+    """
+
+    seconds: float
+    spread: float
+    rounds: int
+
+
+def measure(
+    probes: Mapping[P, Callable[[], None]],
+    *,
+    rounds: int = 25,
+    within_s: float | None = None,
+    min_timing_s: float = 0.02,
+    seed: int = 0,
+    now: Callable[[], float] = time.perf_counter,
+    synchronize: Callable[[], None] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> dict[P, Timing]:
+    """Time callables against each other.
+
+    Args:
+        probes: what to call, by any name.
+        rounds: how many timings of each probe.
+        within_s: begin no round that would end later than this many seconds after the start; at least 3 rounds are made
+            all the same. None: make all ``rounds``.
+        min_timing_s: a timing repeats a shorter probe until about this much time is filled, because clocks tick, and
+            because a device that works on its own is only kept busy by calls that follow one another.
+        seed: of the order of probes.
+        now: reads a monotonic clock, in seconds.
+        synchronize: waits for a device that works on its own.
+        progress: told the share done, in [0, 1], after every round.
+
+    Raises:
+        CalibrationError: a probe took no time at all.
+    """
+    if rounds < MIN_ROUNDS:
+        raise ValueError(f"rounds={rounds}: must be at least {MIN_ROUNDS}")
+
+    def timed(probe: P, calls: int) -> float:
+        if synchronize is not None:
+            synchronize()
+        start_s = now()
+        for _ in range(calls):
+            probes[probe]()
+        if synchronize is not None:
+            synchronize()
+        return (now() - start_s) / calls
+
+    began_s = now()
+    calls = {}
+    for probe in probes:
+        timed(probe, 1)  # compiles, fills caches
+        calls[probe] = min(MAX_CALLS, math.ceil(min_timing_s / max(timed(probe, 1), min_timing_s / MAX_CALLS)))
+
+    order = list(probes)
+    shuffle = random.Random(seed).shuffle
+    seconds: dict[P, list[float]] = {probe: [] for probe in probes}
+    for done in range(1, rounds + 1):
+        round_s = now()
+        shuffle(order)
+        for probe in order:
+            seconds[probe].append(timed(probe, calls[probe]))
+        elapsed_s, round_s = now() - began_s, now() - round_s
+        late = within_s is not None and elapsed_s + round_s > within_s and done >= MIN_ROUNDS
+        if progress is not None:
+            by_time = 0.0 if within_s is None else min(1.0, elapsed_s / within_s)
+            progress(1.0 if late else max(done / rounds, by_time))
+        if late:
+            break
+    return _polish(seconds)
+
+
+def probe_depths(layers: int) -> list[int]:
+    """The depths worth measuring for a model of ``layers`` layers: 0, about L/4, L/2 and 3L/4, and L, ascending."""
+    return sorted({round(layers * quarter / 4) for quarter in range(5)})
+
+
+def probe_works(layers: int, length: int, sequences: int) -> list[Work]:
+    """The work to measure for a table of one model at one length, ``sequences`` to the reference microbatch."""
+    kinds: tuple[Kind, ...] = ("forward", "forward_backward")
+    passes = [Work(kind, sequences, length, depth) for kind in kinds for depth in probe_depths(layers)]
+    return [*passes, Work("update")]
+
+
+def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostTable:
+    """A cost table from measured work: depths between the measured ones are interpolated linearly.
+
+    A column that noise has put out of order, or far off the line that depth must give, is replaced by its robust line.
+    The provenance gets a note that says so, and one that says what was measured and how much timings scattered.
+
+    Args:
+        timings: passes over one number of sequences, at 0 layers, at L and at some depths between, for both kinds and
+            for every length; and one update.
+
+    Raises:
+        CalibrationError: the cost does not grow with depth at all, or the measured work does not make up a table.
+        TableError: the result cannot be right (forward costs as much as forward and backward, ...).
+    """
+    passes = {work: timing for work, timing in timings.items() if work.kind != "update"}
+    updates = [timing.seconds for work, timing in timings.items() if work.kind == "update"]
+    sizes = sorted({work.sequences for work in passes})
+    if len(sizes) != 1 or len(updates) != 1:
+        raise CalibrationError(f"a table needs one update and one number of sequences; got {len(updates)} and {sizes}")
+    layers = max(work.layers for work in passes)
+    columns: dict[Kind, dict[int, Column]] = {"forward": {}, "forward_backward": {}}
+    notes = []
+    for kind, length in sorted({(work.kind, work.length) for work in passes}):
+        column = {work.layers: timing for work, timing in passes.items() if (work.kind, work.length) == (kind, length)}
+        points = {depth: column[depth].seconds for depth in sorted(column)}
+        where = f"{kind}, length {length}"
+        if not {0, layers} <= points.keys() or layers == 0:
+            raise CalibrationError(f"{where}: measured at {list(points)} layers; needs 0, all, and at least one")
+        columns[kind][length], note = _column(points)
+        spread = median(timing.spread for timing in column.values())
+        notes.append(
+            f"{where}: measured at {', '.join(map(str, points))} layers, timings scatter by {spread:.1%}{note}"
+        )
+    rounds = min(timing.rounds for timing in timings.values())
+    return CostTable(
+        sequences=sizes[0],
+        forward=columns["forward"],
+        forward_backward=columns["forward_backward"],
+        update_s=updates[0],
+        provenance=replace(
+            provenance, notes=(*provenance.notes, f"median polish over {rounds} interleaved rounds", *notes)
+        ),
+    )
+
+
+def _polish(seconds: Mapping[P, Sequence[float]]) -> dict[P, Timing]:
+    """Timings by probe, one per round -> prices."""
+    for probe, timings in seconds.items():
+        if min(timings) <= 0:
+            raise CalibrationError(f"probe {probe} took {min(timings)} s: the clock did not move")
+    logs = {probe: [math.log(timing) for timing in timings] for probe, timings in seconds.items()}
+    price = {probe: median(row) for probe, row in logs.items()}
+    rounds = range(len(next(iter(logs.values()), [])))
+    slowness = [0.0 for _ in rounds]
+    for _ in range(POLISH_SWEEPS):
+        slowness = [median(logs[probe][i] - price[probe] for probe in logs) for i in rounds]
+        price = {probe: median(row[i] - slowness[i] for i in rounds) for probe, row in logs.items()}
+    level = median(slowness)
+    return {
+        probe: Timing(
+            seconds=math.exp(price[probe] + level),
+            spread=MAD_TO_SIGMA * median(abs(row[i] - slowness[i] - price[probe]) for i in rounds),
+            rounds=len(rounds),
+        )
+        for probe, row in logs.items()
+    }
+
+
+def _column(points: Mapping[int, float]) -> tuple[Column, str]:
+    """Seconds at some depths -> seconds at every depth from 0 to L, and a note if they had to be straightened."""
+    column = []
+    for (low, less), (high, more) in pairwise(sorted(points.items())):
+        column += [less + (more - less) * (depth - low) / (high - low) for depth in range(low, high)]
+    column.append(points[max(points)])
+    in_order = all(less < more for less, more in pairwise(column))
+    if in_order and off_the_line(dict(enumerate(column))) is None:
+        return tuple(column), ""
+    intercept, slope = line_through(points)
+    measured = ", ".join(f"{depth}: {seconds:.4g} s" for depth, seconds in points.items())
+    if intercept <= 0 or slope <= 0:
+        raise CalibrationError(
+            f"the measured cost does not grow with depth as a line above zero ({measured}): the machine is too busy; "
+            "calibrate again when it is quieter, or give it more seconds"
+        )
+    return tuple(intercept + slope * depth for depth in range(len(column))), f"; straightened, measured {measured}"
