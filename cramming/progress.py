@@ -1,0 +1,158 @@
+"""What long work tells the person waiting for it: the stage it is in, how far it is, when it will be done."""
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+PLAIN_LINE_EVERY_S = 5.0
+
+
+class ProgressSink(Protocol):
+    """Receiver of progress. One stage at a time; ``stage`` ends the stage before it."""
+
+    def stage(self, name: str, total: float | None, unit: str) -> None:
+        """Begin a stage of ``total`` units (``None``: unknown). ``unit`` is a plural noun, or ``B`` for bytes."""
+
+    def advance(self, n: float) -> None:
+        """``n`` more units are done."""
+
+    def note(self, text: str) -> None:
+        """One line worth keeping on the screen."""
+
+    def done(self) -> None:
+        """The last stage ended."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def stage(self, name: str, total: float | None, unit: str) -> None:
+        """See ``ProgressSink``."""
+
+    def advance(self, n: float) -> None:
+        """See ``ProgressSink``."""
+
+    def note(self, text: str) -> None:
+        """See ``ProgressSink``."""
+
+    def done(self) -> None:
+        """See ``ProgressSink``."""
+
+
+class PlainProgress:
+    """One plain line at most every few seconds: for logs, pipes and batch systems."""
+
+    def __init__(self, stream: TextIO, every_s: float = PLAIN_LINE_EVERY_S) -> None:
+        self._stream = stream
+        self._every_s = every_s
+        self._name: str | None = None
+        self._total: float | None = None
+        self._unit = ""
+        self._count = 0.0
+        self._begun = self._said = 0.0
+
+    def stage(self, name: str, total: float | None, unit: str) -> None:
+        """See ``ProgressSink``."""
+        self.done()
+        self._name, self._total, self._unit, self._count = name, total, unit, 0.0
+        self._begun = self._said = time.monotonic()
+
+    def advance(self, n: float) -> None:
+        """See ``ProgressSink``."""
+        self._count += n
+        now = time.monotonic()
+        if now - self._said >= self._every_s:
+            self._said = now
+            self._say(now)
+
+    def note(self, text: str) -> None:
+        """See ``ProgressSink``."""
+        print(text, file=self._stream, flush=True)
+
+    def done(self) -> None:
+        """See ``ProgressSink``."""
+        if self._name is not None:
+            took_s = time.monotonic() - self._begun
+            self.note(f"{self._name}: done, {amount(self._count, self._unit)} in {duration(took_s)}")
+            self._name = None
+
+    def _say(self, now: float) -> None:
+        elapsed_s = now - self._begun
+        rate = self._count / elapsed_s
+        text = f"{self._name}: {amount(self._count, self._unit)}"
+        if self._total and rate > 0:
+            left_s = max(0.0, self._total - self._count) / rate
+            share = min(1.0, self._count / self._total)
+            text = f"{self._name}: {share:.0%} of {amount(self._total, self._unit)}, ETA {duration(left_s)}"
+        self.note(f"{text}, {amount(rate, self._unit)}/s")
+
+
+class RichProgress:
+    """A live bar on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream)
+        self._bar: object | None = None
+        self._unit = ""
+
+    def stage(self, name: str, total: float | None, unit: str) -> None:
+        """See ``ProgressSink``."""
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self.done()
+        self._unit = unit
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        self._bar = bar = Progress(*columns, console=self._console)
+        self._task = bar.add_task(name, total=total, count="")
+        bar.start()
+
+    def advance(self, n: float) -> None:
+        """See ``ProgressSink``."""
+        from rich.progress import Progress
+
+        assert isinstance(self._bar, Progress), "advance before stage"
+        count = amount(self._bar.tasks[0].completed + n, self._unit)
+        self._bar.update(self._task, advance=n, count=count)
+
+    def note(self, text: str) -> None:
+        """See ``ProgressSink``."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def done(self) -> None:
+        """See ``ProgressSink``."""
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            self._bar.stop()
+        self._bar = None
+
+
+def progress_for(stream: TextIO = sys.stderr) -> ProgressSink:
+    """A live bar where ``stream`` is a terminal, plain lines elsewhere."""
+    return RichProgress(stream) if stream.isatty() else PlainProgress(stream)
+
+
+def amount(n: float, unit: str) -> str:
+    """``12.3 MB``, ``1.4 M tokens``, ``17 files``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= factor:
+            return f"{n / factor:.1f} {prefix}{'' if unit == 'B' else ' '}{unit}"
+    return f"{n:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
