@@ -6,14 +6,15 @@
         clock.charge(Work("forward", 512, 128, 16), "selection")        # written down, but free here
         clock.charge(Work("forward_backward", 128, 128, 16))            # paid from the budget
 
-The clock never looks at the time of day: it advances when it is charged and at no other moment, so a run that is killed
-and continued from ``state_dict`` sees exactly the times that an undisturbed run sees.
+The clock advances when it is charged and at no other moment, so a run that is killed and continued from ``state_dict``
+sees exactly the times that an undisturbed run sees (unless its cost model reads the real time).
 """
 
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypedDict
 
+from rst.costs import WallClockCost
 from rst.work import Kind, Work
 
 
@@ -85,6 +86,12 @@ class Clock:
         if account not in self.free:
             self.spent_s += seconds
         return seconds
+
+    def restart(self) -> None:
+        """Forget real time that nobody pays for, such as validation; only the price of wall-clock time depends on it."""
+        for cost in self._costs.values():
+            if isinstance(cost, WallClockCost):
+                cost.restart()
 
     @property
     def progress(self) -> float:

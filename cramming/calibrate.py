@@ -1,0 +1,150 @@
+"""This machine's cost tables: measured once for each kind of run, then shared by all runs of that kind.
+
+A table lives at ``<base_dir>/_rst/<key>.json``; the key is a hash of everything its numbers depend on. Whoever comes
+first measures, behind a lock; everybody else reads, so that runs of one machine are priced alike.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cramming.errors import UserError
+from rst.calibration import PROTOCOL, CalibrationError, build_table, measure
+from rst.table import CostTable, Provenance, TableError
+from rst.work import Work
+
+DISTRIBUTION = "budget-bert"
+log = logging.getLogger(__name__)
+
+# Makes the callables to time, by the work each of them does; called only when something is measured.
+ProbeMaker = Callable[[], Mapping[Work, Callable[[], None]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a table is for: an architecture (its fingerprint text), its layers, a length in tokens and a precision."""
+
+    architecture: str
+    layers: int
+    length: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a table's numbers depend on besides its target."""
+
+    cpu: str
+    cores: int
+    threads: int
+    gpu: str | None
+    software: Mapping[str, str]
+
+    @property
+    def device(self) -> str:
+        """The device in words."""
+        return self.gpu or f"{self.cpu}, {self.threads} threads on {self.cores} cores"
+
+
+def this_machine() -> Machine:
+    """The machine this process runs on, with torch's present number of threads."""
+    import torch
+
+    try:
+        own = metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return Machine(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        software={"torch": torch.__version__, DISTRIBUTION: own, "calibration": str(PROTOCOL)},
+    )
+
+
+def table_path(base_dir: Path, target: Target, machine: Machine) -> Path:
+    """Where the table of ``target`` on ``machine`` is kept."""
+    identity = json.dumps([asdict(target), asdict(machine)], sort_keys=True)
+    return base_dir / "_rst" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+
+
+def calibrate(
+    target: Target,
+    probes: ProbeMaker,
+    *,
+    base_dir: Path,
+    machine: Machine | None = None,
+    refresh: bool = False,
+    within_s: float = 20.0,
+    synchronize: Callable[[], None] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> CostTable:
+    """The shared table for ``target``, measured if there is none; its ``origin`` is the file.
+
+    Args:
+        target: what the table is for.
+        probes: makes the work to measure, as ``rst.calibration.build_table`` wants it.
+        base_dir: the table is kept under its ``_rst``.
+        machine: the machine to measure on; None: this one.
+        refresh: measure anew even where there is a table.
+        within_s: about how long to measure.
+        synchronize: waits for the device.
+        progress: told the share done, in [0, 1].
+
+    Raises:
+        UserError: the table on disk is damaged, or the machine is too busy to be measured.
+    """
+    machine = this_machine() if machine is None else machine
+    path = table_path(base_dir, target, machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that measures the cost table %s", path)
+        lock.acquire()
+    try:
+        if refresh or not path.exists():
+            log.info("measuring the cost table of %s in about %.0f s", target.architecture, within_s)
+            timings = measure(probes(), within_s=within_s, synchronize=synchronize, progress=progress)
+            build_table(timings, _provenance(target, machine)).save(path)
+        return CostTable.load(path)
+    except CalibrationError as error:
+        raise UserError(f"rst=calibrate: {error}") from error
+    except TableError as error:
+        raise UserError(f"{error}; measure anew with rst=calibrate rst.refresh=true") from error
+    finally:
+        lock.release()
+
+
+def _provenance(target: Target, machine: Machine) -> Provenance:
+    return Provenance(
+        device=machine.device,
+        architecture=target.architecture,
+        precisions=(target.precision,),
+        software=machine.software,
+        date=datetime.now(UTC).date().isoformat(),
+        source="measured by cramming.calibrate",
+    )
+
+
+def _cpu_name() -> str:
+    """The processor's own name; cloud machines often give a vague one, so family and model go with it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    pairs = (line.partition(":") for line in reversed(lines))
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    known = (facts.get("model name"), *(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts))
+    return ", ".join(part for part in known if part) or platform.machine()
