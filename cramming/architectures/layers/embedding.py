@@ -1,0 +1,86 @@
+"""Token, position and type embeddings, with a lookup that shares its matrix with the vocabulary projection.
+
+Shape legend: B sequences, S positions, H hidden, V vocabulary, T tokens after unpadding.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cramming.architectures.layers.unpadding import Layout
+
+
+class _TiedLookup(torch.autograd.Function):
+    """Rows of a matrix and the matrix itself for a second use, so that both gradients arrive in one place.
+
+    Autograd would make a dense (V, H) gradient of the lookup, mostly zeros, and add it to the projection's; here the
+    few rows that were looked up are added to the one dense gradient there is. A frequent token occurs hundreds of times
+    in a batch: its rows are summed in float32, because a bfloat16 running sum stops growing after about 2^8 terms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_id: int | None) -> tuple[Tensor, Tensor]:
+        """(V, H), (T,) -> (T, H), (V, H)."""
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ids)
+        ctx.shape, ctx.padding_id = weight.shape, padding_id
+        return F.embedding(ids, weight), weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, looked_up: Tensor | None, dense: Tensor | None) -> tuple[Tensor | None, None, None]:
+        """(T, H), (V, H) -> (V, H)."""
+        if looked_up is None:
+            return dense, None, None
+        (ids,) = ctx.saved_tensors
+        if ctx.padding_id is not None:
+            looked_up = looked_up.masked_fill((ids == ctx.padding_id)[:, None], 0.0)
+        if dense is None:
+            dense = looked_up.new_zeros(ctx.shape)
+        distinct, group = torch.unique(ids, return_inverse=True)
+        wide = torch.promote_types(looked_up.dtype, torch.float32)
+        sums = torch.zeros(distinct.shape[0], ctx.shape[1], dtype=wide, device=ids.device)
+        sums.index_add_(0, group, looked_up.to(wide))
+        return dense.index_add(0, distinct, sums.to(dense.dtype)), None, None
+
+
+def tied_lookup(weight: Tensor, ids: Tensor, padding_id: int | None = None) -> tuple[Tensor, Tensor]:
+    """Embeddings of ``ids`` and an alias of ``weight`` for the decoder: (V, H), (T,) -> (T, H), (V, H).
+
+    Args:
+        weight: (V, H) embedding matrix.
+        ids: (T,) token ids.
+        padding_id: a token whose lookup gives no gradient, as in the reference; None: there is none.
+    """
+    rows, alias = _TiedLookup.apply(weight, ids, padding_id)
+    return rows, alias
+
+
+class Embeddings(nn.Module):
+    """LayerNorm(word + position + type), the sum of three learned tables (Devlin et al., 2018, section 3)."""
+
+    def __init__(
+        self, vocab_size: int, positions: int, token_types: int, hidden: int, norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, hidden)
+        self.position = nn.Embedding(positions, hidden)
+        self.token_type = nn.Embedding(token_types, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.padding_id: int | None = None
+
+    def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, H); no types: all of type 0."""
+        words, alias = tied_lookup(self.word.weight, layout.unpad(inputs), self.padding_id)
+        if token_types is None:
+            place = self.position.weight[: layout.length] + self.token_type.weight[0]
+            positions = layout.positions()
+            placed = layout.unpad(layout.pad(words) + place) if positions is None else words + place[positions]
+        else:
+            place = self.position.weight[: layout.length].expand(layout.sequences, -1, -1)
+            placed = words + layout.unpad(place) + self.token_type(layout.unpad(token_types))
+        return self.dropout(self.norm(placed)), alias
