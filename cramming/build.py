@@ -1,0 +1,264 @@
+"""A configuration and the registry -> a ``Run``.
+
+The core never imports what lives above it: entry points fill the registry (``cramming.registry.load_plugins``), and
+everything here is looked up there or reached through the typed configuration.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cramming import registry, resolve
+from cramming.batch import Batch
+from cramming.config import PretrainConfig
+from cramming.costs import build_costs
+from cramming.data.store import TokenStore
+from cramming.data.stream import Split, Stream, slots
+from cramming.engine import Engine, is_out_of_memory
+from cramming.errors import UserError
+from cramming.hashing import key
+from cramming.method import Chain, Method
+from cramming.optim import for_model
+from cramming.resolve import Resolved
+from cramming.schedule import Ramp
+from cramming.train import Run
+from rst.calibration import probe_works
+from rst.clock import Clock
+from rst.costs import StepsCost
+from rst.work import Work
+
+_log = logging.getLogger(__name__)
+# Not fingerprinted: they do not change what a pass costs.
+_FREE_FIELDS = ("name", "batch_size", "vocab_size")
+_REFERENCE_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the pieces of a run are built from."""
+
+    config: PretrainConfig
+    store: TokenStore
+    device: torch.device
+
+    def model(self) -> torch.nn.Module:
+        """The model, with weights that depend on nothing but the configuration and the seed."""
+        torch.manual_seed(key(self.config.seed, "weights"))
+        model = self.config.arch.build(self.store.tokenizer.vocab_size, self.store.seq_length)
+        torch.manual_seed(key(self.config.seed, "dropout"))
+        trains = self.config.arch.dropout > 0 or self.config.arch.attention_dropout > 0
+        return model.train(trains).to(self.device)  # type: ignore[no-any-return]
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over the model's parameter groups."""
+        return for_model(self.config.train.optim, model)
+
+    def split(self) -> Split:
+        """Training and held-out rows.
+
+        Raises:
+            UserError: fewer training rows than one batch.
+        """
+        split = Split(self.store.rows, self.config.data.heldout_fraction) if self.store.rows > 1 else None
+        if split is None or split.train_rows < self.config.train.batch_size:
+            rows = split.train_rows if split else self.store.rows
+            raise UserError(
+                f"the corpus gives {rows} training sequences of {self.store.seq_length} tokens, less than one batch of "
+                f"train.batch_size={self.config.train.batch_size}; bring more text or use a smaller batch"
+            )
+        return split
+
+    @property
+    def slots(self) -> int:
+        """Prediction slots of a sequence."""
+        return slots(self.store.seq_length, self.max_mask_rate)
+
+    @property
+    def max_mask_rate(self) -> float:
+        """The highest mask rate of the run."""
+        train = self.config.train
+        return max(train.mask_rate, train.mask_rate_initial or 0.0)
+
+    def architecture(self) -> str:
+        """What a pass costs depends on this, the length and the precision: the fingerprint of cost tables."""
+        fields = {k: v for k, v in asdict(self.config.arch).items() if k not in _FREE_FIELDS}
+        vocabulary = self.store.tokenizer.vocab_size
+        parts = {**fields, "vocabulary": vocabulary, "predicted": self.slots, "layout": self.store.layout}
+        return f"{parts.pop('kind')} {' '.join(f'{k}={v}' for k, v in parts.items())}"
+
+
+def build_run(
+    config: PretrainConfig,
+    store: TokenStore,
+    resolved: Resolved,
+    run_dir: Path,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Run, Resolved]:
+    """Build everything a run is.
+
+    Args:
+        config: checked by ``cramming.config.typed``.
+        store: the prepared corpus.
+        resolved: how to compute; a microbatch size still to be found is found here.
+        run_dir: where the run keeps its cost table.
+        progress: told the share done of measuring costs, in [0, 1].
+
+    Returns:
+        The run at step 0, and ``resolved`` complete.
+
+    Raises:
+        UserError: a corpus smaller than one batch, a cost table that does not match, options that exclude each other.
+    """
+    where = torch.device(resolved.device)
+    torch.set_num_threads(resolved.threads)
+    parts = Parts(config, store, where)
+    split = parts.split()
+    method = build_method(config.method, config.train.optim.needs_method)
+    check_accounts(config.free, method)
+    if resolved.microbatch_size is None:
+        resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, method.sequences_per_draw))
+    assert resolved.microbatch_size is not None
+    if method.sequences_per_draw and method.sequences_per_draw % resolved.microbatch_size:
+        raise UserError(
+            f"impl.microbatch_size={resolved.microbatch_size} does not divide the {method.sequences_per_draw} sequences "
+            f"that share one random draw; use a divisor of {math.gcd(config.train.batch_size, method.sequences_per_draw)}"
+        )
+    model = parts.model()
+    costs = build_costs(
+        config.rst,
+        architecture=parts.architecture(),
+        architecture_layers=config.arch.layers,
+        length=store.seq_length,
+        precision=resolved.precision,
+        base_dir=Path(config.base_dir),
+        run_dir=run_dir,
+        probes=lambda: probes(parts, resolved),
+        flops=flops_of(parts, model),
+        synchronize=torch.cuda.synchronize if where.type == "cuda" else None,
+        progress=progress,
+        calibrate_command=f"python -m cramming.calibrate arch={config.arch.name}",
+    )
+    clock = Clock(costs, config.budget_s, config.stop_at_s, config.free)
+    engine = _engine(parts, model, clock, resolved)
+    train = config.train
+    mask_rate = Ramp(train.mask_rate_initial or train.mask_rate, train.mask_rate, train.mask_rate_ramp)
+    stream = Stream(
+        store,
+        split,
+        seed=config.seed,
+        mask_rate=lambda: mask_rate(clock.progress),
+        max_mask_rate=parts.max_mask_rate,
+        device=where,
+    )
+    run = Run(config, model, engine, stream, clock, method, train.schedule, _batch_size(config))
+    method.setup(run)
+    return run, resolved
+
+
+def build_method(methods: Mapping[str, Method], needed: str | None = None) -> Method:
+    """The baseline, the one method, or a chain of several.
+
+    Args:
+        methods: as configured, by name.
+        needed: a method the optimizer cannot do without; appended with its defaults unless it is configured.
+
+    Raises:
+        UserError: two that exclude each other.
+    """
+    chosen = dict(methods)
+    if needed is not None and needed not in chosen:
+        chosen[needed] = registry.lookup("method", needed)()
+    return Chain(chosen) if len(chosen) > 1 else next(iter(chosen.values()), Method())
+
+
+def check_accounts(free: list[str], method: Method) -> None:
+    """Accounts that may be free are those of methods; the training itself is always paid.
+
+    Raises:
+        UserError: another name in ``free``.
+    """
+    known = {"selection", "hessian", "irreducible", *method.accounts}
+    for account in free:
+        if account not in known:
+            raise UserError(f"free=[{account}]: no such account; there are: {', '.join(sorted(known))}")
+
+
+def probes(parts: Parts, resolved: Resolved) -> dict[Work, Callable[[], None]]:
+    """Work to measure for a cost table, on a model and an optimizer of its own."""
+    engine = probe_engine(parts, resolved)
+    sequences = _reference_microbatch(parts.store.seq_length, parts.device)
+    batch = _any_batch(parts, sequences)
+    works = probe_works(parts.config.arch.layers, parts.store.seq_length, sequences)
+    return {work: engine.probe(work.kind, batch, tuple(range(work.layers))) for work in works}
+
+
+def probe_engine(parts: Parts, resolved: Resolved) -> Engine:
+    """An engine on a model of its own, for passes that are no part of a run."""
+    return _engine(parts, parts.model(), Clock({"main": StepsCost()}, math.nextafter(math.inf, 0)), resolved)
+
+
+def _engine(parts: Parts, model: torch.nn.Module, clock: Clock, resolved: Resolved) -> Engine:
+    train = parts.config.train
+    return Engine(
+        model,
+        parts.optimizer(model),
+        clock,
+        precision=resolved.precision,
+        microbatch_size=resolved.microbatch_size or 1,
+        clip_norm=train.clip_norm,
+        compile=resolved.compile,
+        max_skipped_steps=train.max_skipped_steps,
+    )
+
+
+def _microbatch(parts: Parts, resolved: Resolved, group: int | None) -> int:
+    engine = probe_engine(parts, resolved)
+
+    def fits(size: int) -> bool:
+        try:
+            engine.probe("forward_backward", _any_batch(parts, size), engine.model.active_layers)()  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return resolve.memory_is_left()
+
+    return resolve.find_microbatch(parts.config.train.batch_size, group, fits, parts.device)
+
+
+def _reference_microbatch(seq_length: int, where: torch.device) -> int:
+    """What prices are measured with: they must not depend on ``impl``, or ``impl`` would change results."""
+    return max(1, _REFERENCE_TOKENS[where.type] // seq_length)
+
+
+def _any_batch(parts: Parts, sequences: int) -> Batch:
+    rate = parts.max_mask_rate
+    stream = Stream(
+        parts.store, parts.split(), seed=0, mask_rate=lambda: rate, max_mask_rate=rate, device=parts.device
+    )
+    return stream.masked(np.arange(sequences) % parts.store.rows, np.zeros(sequences, np.int64), 0, rate, stream.slots)
+
+
+def flops_of(parts: Parts, model: torch.nn.Module) -> Callable[[Work], float]:
+    """Floating-point operations of work; a backward pass counts as two forward ones."""
+
+    def flops(work: Work) -> float:
+        if work.kind == "update":
+            return 0.0
+        passes = 3 if work.kind == "forward_backward" else 1
+        return passes * work.sequences * model.flops(work.length, parts.slots, work.layers)  # type: ignore[operator,no-any-return]
+
+    return flops
+
+
+def _batch_size(config: PretrainConfig) -> Callable[[float], int]:
+    train = config.train
+    if train.batch_size_initial is None:
+        return lambda progress: train.batch_size
+    ramp = Ramp(train.batch_size_initial, train.batch_size, train.batch_size_ramp)
+    return lambda progress: round(ramp(progress))

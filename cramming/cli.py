@@ -1,0 +1,272 @@
+"""The command line: Hydra for training commands, one small ``key=value`` parser for the rest.
+
+Whatever is wrong with what a person typed ends with one line on stderr and exit code 2. Torch is not imported here, so
+that ``--help`` and mistakes are answered at once.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cramming import registry
+from cramming.composition import dotted_keys, explain
+from cramming.config import CHOSEN, PretrainConfig, check_name, register_schemas, typed
+from cramming.errors import UserError
+from cramming.suggest import nearest
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "config"
+T = TypeVar("T")
+
+_HELP = """\
+Pretrain a masked language model inside a fixed compute budget.
+
+  python pretrain_bert.py name=first data=python_docs arch=bert_small budget=10m
+  python pretrain_bert.py -m name=sweep seed=0,1,2 method=none,layer_stacking ...
+
+A run lives in <base_dir>/<name>/; the same command again resumes it.
+
+Groups (group=option, see config/):
+{groups}
+
+Options people change most (option=value):
+  name=first                    the run's folder under base_dir            [default]
+  budget=24                     hours of reference system time; also 30m, 90s
+  stop_at=12                    end here and save; asking again goes on
+  seed=0                        of weights, order and masks
+  data.path=my/texts            file, folder or glob, for data=local
+  data.seq_length=128           tokens in a sequence
+  train.batch_size=1536         sequences in an optimizer step             [from arch]
+  train.optim.lr=1e-3           peak learning rate                         [from train/optim]
+  impl.microbatch_size=auto     sequences per pass; never changes the result
+  impl.validate_every_h=6       hours of budget between validations        [at the end]
+
+Every option: python pretrain_bert.py --cfg job data=python_docs
+"""
+
+
+def run_command(command: Callable[[], None]) -> NoReturn:
+    """Run a command; print what a person did wrong as one line and exit with code 2.
+
+    Ctrl-C exits with 130 and SIGTERM with 143, after the command has saved what it had to.
+    """
+    try:
+        command()
+        code = 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt as interrupt:
+        code = interrupt.args[0] if interrupt.args else 130
+    except BrokenPipeError:  # the reader of our output is gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> None:
+    """Compose the configuration ``argv`` describes and hand it to ``job``; with ``-m``, one job after another.
+
+    Raises:
+        UserError: what is wrong with the command line; in a multirun, after all jobs, which of them failed.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(_HELP.format(groups=_groups()))
+        return
+    load_schemas()
+    if any(word.startswith("from_run=") for word in argv):
+        job(repeated(argv))
+        return
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    failures: list[str] = []
+    jobs: list[str] = []
+
+    def task(composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        name = None if composed.name is None else str(composed.name)
+        if settings.mode == RunMode.MULTIRUN:
+            name = job_name(check_name(name or "default"), settings.job.override_dirname)
+            jobs.append(name)
+        try:
+            composed.name = name
+            job(typed(composed))
+        except UserError as error:
+            failures.append(f"{name}: {error}")
+            raise
+
+    words = list(argv)
+    if {"-m", "--multirun"} & set(words):
+        words.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_fixed_keys(words))}]")
+    # With this set Hydra raises instead of printing a page and exiting with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    before, sys.argv = sys.argv, [sys.argv[0], *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="pretrain")(task)()
+    except UserError:
+        if len(jobs) > 1:
+            raise UserError(f"{len(failures)} of {len(jobs)} jobs failed:\n  " + "\n  ".join(failures)) from None
+        raise
+    except SystemExit as ended:  # argparse has already said what it could not read
+        if ended.code:
+            raise UserError("that command line cannot be read; see --help") from None
+    except Exception as error:
+        said = explain(error, words, compose_tree)
+        if said is None:
+            raise
+        raise UserError(said) from error
+    finally:
+        sys.argv = before
+
+
+def compose(overrides: Sequence[str]) -> PretrainConfig:
+    """A checked configuration from overrides, for commands that use a part of the tree.
+
+    Raises:
+        UserError: what is wrong with them.
+    """
+    load_schemas()
+    try:
+        return typed(compose_tree(list(overrides)))
+    except UserError:
+        raise
+    except Exception as error:
+        said = explain(error, list(overrides), compose_tree)
+        if said is None:
+            raise
+        raise UserError(said) from error
+
+
+def compose_tree(overrides: list[str]) -> DictConfig:
+    """The composed tree, unchecked."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra_compose("pretrain", overrides)
+
+
+def load_schemas() -> None:
+    """Register the schemas of everything that can be chosen."""
+    register_schemas()
+    registry.load_plugins()
+
+
+def repeated(argv: Sequence[str]) -> PretrainConfig:
+    """The stored configuration of ``from_run=``, under a new name and with single options changed.
+
+    Raises:
+        UserError: no such run, no new name, or a group among the changes.
+    """
+    words = dict(_option(word) for word in argv)
+    source = check_name(words.pop("from_run"))
+    base_dir = Path(words.get("base_dir", "outputs"))
+    tree = stored_config(base_dir, source)
+    if words.get("name", source) == source:
+        raise UserError(f"from_run={source} repeats that run under another name: give name=...")
+    groups = {group for group in registry.GROUPS if group in words} | {"experiment"} & set(words)
+    if groups:
+        raise UserError(f"from_run={source} takes single options on top, not {', '.join(sorted(groups))}=...")
+    for key, value in words.items():
+        if OmegaConf.select(tree, key, default=tree) is tree:
+            raise UserError(f"unknown option {key}{nearest(key, dotted_keys(tree))}")
+        OmegaConf.update(tree, key, OmegaConf.create(f"value: {value}").value)
+    return typed(tree)
+
+
+def stored_config(base_dir: Path, name: str) -> DictConfig:
+    """A run's ``config.yaml``.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    file = base_dir / check_name(name) / "config.yaml"
+    if not file.is_file():
+        known = sorted(path.parent.name for path in base_dir.glob("*/config.yaml"))
+        raise UserError(f"there is no run {name!r} in {base_dir}{nearest(name, known) or '; it holds no run yet'}")
+    try:
+        tree = OmegaConf.load(file)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    assert isinstance(tree, DictConfig)
+    return tree
+
+
+def parse(argv: Sequence[str], schema: type[T], usage: str) -> tuple[T, list[str]]:
+    """Words of a small command: ``key=value`` into a dataclass, the others as positionals.
+
+    Args:
+        argv: the words.
+        schema: a dataclass of the options, which are also its defaults.
+        usage: printed for ``--help``.
+
+    Raises:
+        UserError: an unknown key or a wrong value.
+        SystemExit: after ``--help``.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(usage)
+        sys.exit(0)
+    tree = OmegaConf.structured(schema)
+    positionals = []
+    for word in argv:
+        match = re.match(r"([A-Za-z_][\w.]*)=", word)
+        if match is None or (match[1] not in tree and " " in word):
+            positionals.append(word)
+            continue
+        key, value = _option(word)
+        if key not in tree:
+            raise UserError(f"unknown option {key}{nearest(key, map(str, tree))}")
+        try:
+            tree[key] = OmegaConf.create(f"value: {value}").value
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{word}: {str(error).splitlines()[0]}") from error
+    result = OmegaConf.to_object(tree)
+    assert isinstance(result, schema)
+    return result, positionals
+
+
+def job_name(name: str, override_dirname: str) -> str:
+    """A multirun job's name: ``<name>-<its own overrides, sorted>``, the same at every repetition."""
+    own = override_dirname.replace("[", "").replace("]", "").replace("/", ".")
+    own = re.sub(r"(?<==)([^=]*)(?=,[^=]+=|$)", lambda values: values[1].replace(",", "+"), own)
+    return check_name(f"{name}-{re.sub(r'[^A-Za-z0-9._=,+-]', '', own)}" if own else name)
+
+
+def _option(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise UserError(f"{word!r} is not an option: give key=value")
+    return key.lstrip("+"), value
+
+
+def _fixed_keys(words: list[str]) -> list[str]:
+    """Keys of the overrides that are no sweep: they are no part of a job's name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise UserError(explain(error, words, compose_tree) or str(error)) from error
+    return sorted({o.key_or_group for o in parsed if not o.is_sweep_override()})
+
+
+def _groups() -> str:
+    lines = []
+    for group in (*dict.fromkeys(CHOSEN.values()), "method", "wandb", "experiment"):
+        options = sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
+        lines.append(f"  {group:<15} {', '.join(options) or '(none yet)'}")
+    return "\n".join(lines)
+
+

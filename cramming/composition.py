@@ -1,0 +1,89 @@
+"""Hydra's and OmegaConf's errors as one line a person can act on."""
+
+import re
+from collections.abc import Callable
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cramming.migration import replacement
+from cramming.registry import GROUPS
+from cramming.suggest import nearest
+
+_ALSO_GROUPS = ("wandb", "experiment")
+
+
+def explain(error: BaseException, words: list[str], compose: Callable[[list[str]], DictConfig]) -> str | None:
+    """What went wrong while composing, with the nearest valid name; None if it is no error of the user's.
+
+    Args:
+        error: what Hydra raised.
+        words: the command line, for finding the valid names.
+        compose: composes a tree from overrides.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing(error, text)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read as key=value ({text.splitlines()[1]}); quote special characters"
+    if match := re.match(r"Could not override '([^']+)'", text):
+        return unknown_key(match[1], words, compose)
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        if match := re.match(r"Error merging override (.+)", text):
+            return f"{match[1]}: {str(error.__cause__).splitlines()[0]}"
+        return explain(error.__cause__, words, compose) or f"{text.splitlines()[0]}: {error.__cause__}".split("\n")[0]
+    if "You must specify 'data'" in text:
+        return (
+            "no corpus is chosen: data=python_docs trains on the documentation strings of the installed packages "
+            "(no download), data=local data.path=... on your own files"
+        )
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return " ".join(line.strip() for line in text.splitlines()[:2])
+    return None
+
+
+def unknown_key(key: str, words: list[str], compose: Callable[[list[str]], DictConfig]) -> str:
+    """An option that does not exist: its replacement if an earlier system had it, else the nearest that does."""
+    bare = key.split("@")[0]
+    if (new := replacement(bare)) is not None:
+        return f"option {bare} belongs to an earlier system; here it is: {new}"
+    if bare in GROUPS or bare in _ALSO_GROUPS:
+        return f"group {bare} cannot be set like that; give {bare}=<option>, one of those --help lists"
+    chosen = [w for w in words if w.split("=")[0] in (*GROUPS, *_ALSO_GROUPS) and "," not in w.split("[")[0]]
+    try:
+        tree = compose([*chosen, *([] if any(w.startswith("data=") for w in chosen) else ["data=python_docs"])])
+    except HydraException:
+        return f"unknown option {bare}"
+    keys = dotted_keys(tree)
+    same_leaf = [known for known in keys if known.rsplit(".")[-1] == bare.rsplit(".")[-1]]
+    if len(same_leaf) == 1:
+        return f"unknown option {bare}; did you mean {same_leaf[0]!r}?"
+    return f"unknown option {bare}{_short(nearest(bare, [*keys, *GROUPS]))}"
+
+
+def _missing(error: MissingConfigException, text: str) -> str:
+    options = [option for option in error.options or () if not option.startswith("schema_")]
+    group, _, option = str(error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return " ".join(text.split())
+    if (new := replacement(f"{group}={option}")) is not None:
+        return f"{group}={option} belongs to an earlier system; here it is: {new}"
+    return f"{group} has no option {option!r}{nearest(option, options)}"
+
+
+def dotted_keys(tree: DictConfig, prefix: str = "") -> list[str]:
+    """Every key of a tree, inner ones as ``a.b``."""
+    keys = []
+    for key in tree:
+        path = f"{prefix}{key}"
+        keys.append(path)
+        if not OmegaConf.is_missing(tree, key) and not OmegaConf.is_interpolation(tree, key):
+            if isinstance(tree[key], DictConfig):
+                keys += dotted_keys(tree[key], f"{path}.")
+    return keys
+
+
+def _short(clause: str) -> str:
+    """Listing every option of the tree would be a page: then --help is the better answer."""
+    return clause if len(clause) < 120 else "; --help lists the ones people change most"

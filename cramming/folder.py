@@ -1,0 +1,144 @@
+"""The folder of a run: one process at a time, one configuration for its whole life; and finding runs by name."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from cramming import checkpoint
+from cramming.checkpoint import Checkpoint
+from cramming.cli import stored_config
+from cramming.config import PretrainConfig, check_name, typed
+from cramming.errors import UserError
+from cramming.recording.files import write_atomically
+from cramming.suggest import nearest
+
+# May differ when a run is started again: where and how much of it is done, and what is only looked at.
+_MAY_DIFFER = (
+    "base_dir", "data_dir", "resume", "from_run", "stop_at", "wandb", "data.path",
+    "impl", "rst.refresh", "rst.within_s",
+)  # fmt: skip
+_MADE_BY_A_RUN = ("config.yaml", "resolved.json", "rst.json", "metrics.jsonl", "summary.json", "curves.png")
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Make the folder and keep every other process out of it.
+
+    Raises:
+        UserError: another process trains this run, or the folder cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run's folder {run_dir}: {error.strerror}") from error
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is working on {run_dir}; wait for it to end, or choose another name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def start_over(run_dir: Path) -> None:
+    """Remove what a run made there before (``resume=false``)."""
+    for name in ("checkpoints", "eval"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in _MADE_BY_A_RUN:
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def remember(config: PretrainConfig, run_dir: Path) -> None:
+    """Write ``config.yaml``, or check that it says what is asked for now.
+
+    Raises:
+        UserError: this name was trained with another configuration; the difference is shown.
+    """
+    file = run_dir / "config.yaml"
+    if not file.exists():
+        write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
+        return
+    stored = OmegaConf.to_container(stored_config(run_dir.parent, run_dir.name))
+    assert isinstance(stored, dict)
+    differing = differences(stored, asdict(config))
+    if differing:
+        raise UserError(
+            f"{run_dir.name} was started with other options: "
+            + "; ".join(f"{key} was {old}, now {new}" for key, old, new in differing)
+            + ". Choose another name, or start over with resume=false"
+        )
+
+
+def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two configurations differ in anything that can change a result: (key, stored, asked)."""
+    if path in _MAY_DIFFER or stored == asked:
+        return []
+    if not (isinstance(stored, dict) and isinstance(asked, dict)):
+        return [(path, stored, asked)]
+    found = []
+    for key in sorted({*stored, *asked}):
+        inner = f"{path}.{key}" if path else str(key)
+        found += differences(stored.get(key), asked.get(key), inner)
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trained run and one of its checkpoints."""
+
+    name: str
+    run_dir: Path
+    config: PretrainConfig
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        age_s = time.time() - os.path.getmtime(self.checkpoint.folder / "manifest.json")
+        amount, unit = next(
+            ((age_s // size, unit) for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")) if age_s >= size),
+            (age_s // 1, "second"),
+        )
+        return f"run {self.name}, step {self.checkpoint.step}, saved {amount:.0f} {unit}{'s' * (amount != 1)} ago"
+
+
+def find(base_dir: str, name: str | None, which: str | None = None) -> Found:
+    """A run by name, or the one trained last under ``base_dir``.
+
+    Args:
+        base_dir: where runs live.
+        name: the run's name; None: the one whose newest checkpoint is the newest.
+        which: ``<run>@last``, ``<run>@step=4000``, ``<run>@12h``, or ``<run>`` for its last; instead of ``name``.
+
+    Raises:
+        UserError: there is no such run or checkpoint; those that exist are named.
+    """
+    at = "last"
+    if which is not None:
+        run_name, _, at = which.partition("@")
+        name, at = run_name or name, at or "last"
+    root = Path(base_dir)
+    newest: dict[str, float] = {}
+    for file in root.glob("*/checkpoints/step=*/manifest.json"):
+        run = file.parents[2].name
+        newest[run] = max(newest.get(run, 0.0), os.path.getmtime(file))
+    if name is None:
+        if not newest:
+            raise UserError(f"there is no trained run in {base_dir}; train one with pretrain_bert.py, or give base_dir=...")
+        name = max(newest, key=lambda run: newest[run])
+    check_name(name)
+    run_dir = root / name
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"there is no run {name!r} in {base_dir}{nearest(name, newest) or '; it holds no run yet'}")
+    config = typed(stored_config(root, name))
+    return Found(name, run_dir, config, checkpoint.select(run_dir / "checkpoints", at))

@@ -1,0 +1,40 @@
+"""The rate a device multiplies matrices at, the denominator of MFU.
+
+MFU = model FLOPs of the passes done / (seconds x peak FLOP/s), forward once and backward twice, predicted positions only
+through the vocabulary. The peak of a known GPU is the vendor's dense figure; any other device's is measured.
+"""
+
+import time
+
+import torch
+
+# Dense bfloat16 tensor-core FLOP/s from NVIDIA's data sheets (without sparsity), by a word of the device's name.
+_PUBLISHED = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "A10": 125e12}
+
+
+def peak_flops_per_s(device: torch.device, precision: str) -> tuple[float, str]:
+    """FLOP/s and where the figure comes from: ``published`` or ``measured``."""
+    if device.type == "cuda" and precision != "float32":
+        name = torch.cuda.get_device_name(device)
+        for word, rate in _PUBLISHED.items():
+            if word in name:
+                return rate, "published"
+    return _measured(device, precision), "measured"
+
+
+def _measured(device: torch.device, precision: str, size: int = 1024, repetitions: int = 8) -> float:
+    """The fastest of some square matrix products."""
+    dtype = getattr(torch, precision)
+    size = size * (8 if device.type == "cuda" else 1)
+    left = torch.randn(size, size, device=device, dtype=dtype)
+    right = torch.randn(size, size, device=device, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(repetitions):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest

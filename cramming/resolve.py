@@ -1,0 +1,147 @@
+"""Every ``auto`` of ``impl``, resolved once for a run, stored with it and reused when it is resumed.
+
+The stored values live in the run's ``resolved.json``, so that a run continued on the same machine does exactly the same
+arithmetic, whatever ``auto`` would choose there today.
+"""
+
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from cramming.config import ImplConfig, check_microbatch
+from cramming.errors import UserError
+from cramming.recording.files import dumps, write_atomically
+
+_log = logging.getLogger(__name__)
+_FILE = "resolved.json"
+# Where a pass over more sequences stops paying: 2k to 4k tokens fit the caches of a processor.
+_LARGEST_AUTO = {"cpu": 32, "cuda": 512}
+_MEMORY_SHARE = 0.9  # of a GPU's memory; the rest is for validation and fragmentation
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """How this run computes."""
+
+    device: str
+    precision: str
+    threads: int
+    compile: bool
+    microbatch_size: int | None  # None: not yet found
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the processor; ``CUDA_VISIBLE_DEVICES=`` hides a GPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
+    """What ``impl`` asks for; each ``auto`` as it was stored, else as fits this machine.
+
+    Raises:
+        UserError: a precision the device lacks.
+    """
+    where = device()
+    asked = Resolved(
+        device=where.type,
+        precision=impl.precision if impl.precision != "auto" else stored.precision if stored else _precision(where),
+        threads=impl.threads if impl.threads != "auto" else stored.threads if stored else available_cores(),
+        compile=impl.compile if impl.compile != "auto" else stored.compile if stored else where.type == "cuda",
+        microbatch_size=impl.microbatch_size if impl.microbatch_size != "auto" else stored and stored.microbatch_size,
+    )
+    lacking = _lacking(asked.precision, where)
+    if lacking:
+        raise UserError(f"impl.precision={asked.precision}: {lacking}; use {_precision(where)} or auto")
+    if stored is not None:
+        changed = [f"{k} {v} -> {asdict(asked)[k]}" for k, v in asdict(stored).items() if v != asdict(asked)[k]]
+        if changed:
+            _log.warning("this run now computes with another %s: bitwise equality no longer holds", ", ".join(changed))
+    return asked
+
+
+def read(run_dir: Path) -> Resolved | None:
+    """What a run stored, or None for a new one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run_dir / _FILE
+    try:
+        return Resolved(**json.loads(file.read_text())) if file.is_file() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}): delete it to choose anew, or start over with resume=false") from error
+
+
+def write(run_dir: Path, resolved: Resolved) -> None:
+    """Store it."""
+    write_atomically(run_dir / _FILE, (dumps(asdict(resolved), indent=2) + "\n").encode())
+
+
+def find_microbatch(batch_size: int, group: int | None, fits: Callable[[int], bool], where: torch.device) -> int:
+    """The largest sensible number of sequences in a pass that fits the memory.
+
+    Args:
+        batch_size: sequences in a step; what is found divides it.
+        group: sequences that share one random draw, if a method draws; what is found divides them too.
+        fits: tries a pass over so many sequences.
+        where: the device.
+
+    Raises:
+        UserError: not even one sequence fits.
+    """
+    whole = math.gcd(batch_size, group or batch_size)
+    sizes = [n for n in range(min(whole, _LARGEST_AUTO[where.type]), 0, -1) if whole % n == 0]
+    for size in sizes:
+        if fits(size):
+            check_microbatch(batch_size, size)
+            return size
+    raise UserError("out of memory: one sequence alone does not fit; use a smaller arch or a shorter data.seq_length")
+
+
+def memory_is_left() -> bool:
+    """Whether the GPU's memory was not filled to the brim since the peak was last reset."""
+    if not torch.cuda.is_available():
+        return True
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return torch.cuda.max_memory_reserved() <= _MEMORY_SHARE * total
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _precision(where: torch.device) -> str:
+    if not _lacking("bfloat16", where):
+        return "bfloat16"
+    return "float16" if where.type == "cuda" else "float32"
+
+
+def _lacking(precision: str, where: torch.device) -> str | None:
+    """Why a device cannot compute in a precision; None if it can."""
+    if precision == "bfloat16" and where.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+        return f"{torch.cuda.get_device_name()} does not compute in bfloat16"
+    if precision == "bfloat16" and where.type == "cpu" and not _cpu_has_bfloat16():
+        return "this processor does not compute in bfloat16"
+    if precision == "float16" and where.type == "cpu":
+        return "a processor does not train in float16"
+    return None
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself (AVX-512 BF16, AMX, Arm's BF16)."""
+    if platform.system() == "Darwin":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    words = set(flags.split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

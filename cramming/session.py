@@ -1,0 +1,376 @@
+"""A run from its folder to its summary: resume, watch, validate, save, end.
+
+``pretrain`` is the whole of the ``pretrain_bert.py`` command. ``Session`` is what the loop calls after every step.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cramming import checkpoint, faults, folder, resolve
+from cramming.build import Parts, build_run
+from cramming.config import PretrainConfig
+from cramming.data.preparation import prepare
+from cramming.errors import UserError
+from cramming.peak import peak_flops_per_s
+from cramming.progress import progress_for
+from cramming.recording import metrics
+from cramming.recording.environment import environment, git_revision
+from cramming.recording.logfile import logging_to
+from cramming.recording.pace import Pace
+from cramming.recording.panel import Header, build_display
+from cramming.recording.plot import plot_curves
+from cramming.recording.summary import summary_table, write_summary
+from cramming.recording.trackers import build_trackers
+from cramming.train import Run, train
+from cramming.validation import validate
+from rst.costs import WallClockCost
+
+_log = logging.getLogger(__name__)
+_RECENT = 0.98  # weight of the past in the running loss that early stopping looks at
+
+
+class Ended(Exception):  # noqa: N818 (the end of a run is no error)
+    """The run ends before its budget is spent; the reason is for the summary."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop; everything is saved. ``args[0]`` is the exit code."""
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Train a run, or go on with it, or say that it is finished.
+
+    Raises:
+        UserError: input that cannot be used; nothing that was saved is lost.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    config.name = config.name or "default"
+    run_dir = Path(config.base_dir) / config.name
+    resolved = resolve.resolve(config.impl, None)  # refuse an impossible precision before any work
+    torch.set_num_threads(resolved.threads)
+    if config.resume and (run_dir / "config.yaml").exists():
+        folder.remember(config, run_dir)  # refuse another configuration before any work
+    with logging_to(None):
+        store = prepare(config.data, Path(config.data_dir), progress=progress_for())
+        Parts(config, store, torch.device("cpu")).split()  # refuse a corpus smaller than a batch
+        with folder.held(run_dir), logging_to(run_dir / "run.log"):
+            if not config.resume:
+                folder.start_over(run_dir)
+            folder.remember(config, run_dir)
+            stored = resolve.read(run_dir)
+            resolved = resolve.resolve(config.impl, stored)
+            with _progress_of("measuring this machine's costs") as progress:
+                run, resolved = build_run(config, store, resolved, run_dir, progress)
+            resolve.write(run_dir, resolved)
+            store.tokenizer.save(run_dir / "tokenizer")
+            Session(run, run_dir, resolved).run_to_the_end()
+
+
+class Session:
+    """Everything around the loop, called after every step.
+
+    Args:
+        run: at step 0; the newest whole checkpoint is loaded here.
+        run_dir: its folder.
+        resolved: how it computes.
+    """
+
+    def __init__(self, run: Run, run_dir: Path, resolved: resolve.Resolved) -> None:
+        self.run = run
+        self.run_dir = run_dir
+        self.resolved = resolved
+        self.impl = run.config.impl
+        self.unit_s = run.config.rst.unit_s
+        self.about = about(run)
+        run.notes = {"elapsed_s": 0.0, "train_wall_s": 0.0, "sequences": 0, "losses": [0.0, 0], "recent_loss": None, "validations": {}}
+        self._resume()
+        self._started_s = time.monotonic() - run.notes["elapsed_s"]
+        self._step_began_s = time.monotonic()
+        self._spent_s = run.clock.spent_s
+        self._counted = self._trained_sequences()
+        self._signal: int | None = None
+
+    def run_to_the_end(self) -> None:
+        """Train what is left, then validate, save, summarise and draw."""
+        run = self.run
+        if self._finished():
+            return
+        unit: Any = "steps" if self.unit_s == 1 else "s"
+        device = self._device_name()
+        self._peak, source = peak_flops_per_s(run.engine.device, self.resolved.precision)
+        header = Header(
+            str(run.config.name), run.config.arch.name, "+".join(run.config.method) or "none", device,
+            run.clock.budget_s, unit, run.clock.stop_at_s, "MFU" if source == "published" else "share of measured peak",
+        )  # fmt: skip
+        trackers = build_trackers(
+            run.config.wandb, self.impl.tensorboard, self.run_dir, str(run.config.name), asdict(run.config)
+        )
+        summary = None
+        with ExitStack() as stack:
+            stack.callback(lambda: [tracker.finish(summary) for tracker in trackers])
+            self._metrics = stack.enter_context(metrics.MetricsLog(self.run_dir / "metrics.jsonl"))
+            self._display = stack.enter_context(build_display(header))
+            self._trackers = trackers
+            self._pace = Pace(run.clock.progress)
+            stack.enter_context(self._signals())
+            self._step_begins()
+            try:
+                train(run, self.observe)
+                stopped = run.clock.spent_s < run.clock.budget_s
+                reason = f"stop_at={run.config.stop_at} reached" if stopped else "budget spent"
+            except Ended as ended:
+                reason = str(ended)
+                run.notes["ended"] = reason
+            summary = self._finish(reason, device)
+        print(summary_table(summary))
+        print(f"curves: {self.run_dir / 'curves.png'}")
+
+    def observe(self, run: Run) -> None:
+        """After a step: log, validate and save what is due; end the run if it must.
+
+        Raises:
+            Ended: a hopeless run.
+            Interrupted: a signal arrived; the run is saved.
+        """
+        run.notes["train_wall_s"] += time.monotonic() - self._step_began_s
+        faults.point("step")
+        self._account()
+        self._display.tick(run.step, run.clock.progress)
+        before, self._spent_s = self._spent_s, run.clock.spent_s
+        row: dict[str, Any] = {}
+        if self._crossed(self.impl.validate_every_h, before) and not run.clock.exhausted:
+            row = self._validated()
+        if row or run.step % self.impl.log_every_steps == 0:
+            self._write_row(row)
+        marks = [hour for hour in self.impl.keep_at_h if before < hour * self.unit_s <= run.clock.spent_s]
+        every = self.impl.save_every_steps
+        if marks or (every and run.step % every == 0) or self._crossed(self.impl.save_every_h, before):
+            self.save(marks)
+        if self._signal is not None:
+            self.save([])
+            print(f"saved at step {run.step}; the same command again goes on from there")
+            raise Interrupted(128 + self._signal)
+        self._stop_if_hopeless()
+        self._step_begins()
+
+    def save(self, marks: list[float]) -> None:
+        """Write a checkpoint, kept for the hour marks given."""
+        run = self.run
+        with self._pace.paused():
+            run.notes["elapsed_s"] = time.monotonic() - self._started_s
+            self._metrics.sync()
+            about = {**self.about, "spent_s": run.clock.spent_s, "elapsed_s": run.notes["elapsed_s"]}
+            where = self.run_dir / "checkpoints"
+            keep = self.impl.keep_checkpoints
+            checkpoint.save(where, run.step, run.state_dict(), about, keep=keep, kept_at_h=marks)
+
+    def _resume(self) -> None:
+        found = checkpoint.newest(self.run_dir / "checkpoints")
+        if found is not None:
+            saved, state = found
+            check_fits(saved, self.about)
+            self.run.load_state_dict(state)
+            _log.info("going on from step %d, %.1f %% of the budget", saved.step, 100 * self.run.clock.progress)
+        metrics.truncate_after(self.run_dir / "metrics.jsonl", self.run.step if found else None)
+
+    def _finished(self) -> bool:
+        run = self.run
+        reason = run.notes.get("ended")
+        done = run.clock.exhausted or reason
+        if not done or not (self.run_dir / "summary.json").exists():
+            return False
+        if reason is None and run.clock.spent_s < run.clock.budget_s:
+            way_on = f"it has reached stop_at={run.config.stop_at}: leave that out, or raise it, to go on"
+        else:
+            way_on = "it is finished; resume=false starts it over, from_run= repeats it under another name"
+        print(f"{run.config.name} is at step {run.step}, {run.clock.progress:.1%} of its budget: {way_on}")
+        return True
+
+    def _finish(self, reason: str, device: str) -> dict[str, Any]:
+        """Validate, save, write the summary and the plot. Repeating it changes nothing."""
+        run = self.run
+        if str(run.step) not in run.notes["validations"]:
+            self._write_row(self._validated())
+        self.save([hour for hour in self.impl.keep_at_h if hour * self.unit_s == run.clock.spent_s])
+        validation = run.notes["validations"].get(str(run.step)) or {}
+        rows = metrics.read(self.run_dir / "metrics.jsonl")
+        unit: Any = "steps" if self.unit_s == 1 else "s"
+        tokens = run.notes["sequences"] * run.stream.store.seq_length
+        summary = {
+            "name": run.config.name,
+            "end_reason": reason,
+            "steps": run.step,
+            "unit": unit,
+            "budget_s": run.clock.budget_s,
+            "spent_s": run.clock.spent_s,
+            "wall_s": run.notes["elapsed_s"],
+            "train_wall_s": run.notes["train_wall_s"],
+            "ledger": run.clock.ledger,
+            "work": run.clock.counts,
+            "sequences": run.notes["sequences"],
+            "tokens": tokens,
+            "tokens_per_s": tokens / run.notes["train_wall_s"] if run.notes["train_wall_s"] else None,
+            "loss": next((row["loss"] for row in reversed(rows) if row.get("loss") is not None), None),
+            "validation_loss": validation.get("loss"),
+            "validation_accuracy": validation.get("accuracy"),
+            "validation_sequences": validation.get("sequences"),
+            "skipped_steps": run.engine.skipped_steps,
+            "data_fingerprint": run.stream.store.fingerprint,
+            "cost_table": run.config.rst.kind,
+            "free": list(run.config.free),
+            "fast_paths": {**asdict(self.resolved), **run.model.fast_paths()},  # type: ignore[operator]
+            "git_revision": git_revision(),
+            "environment": environment(device),
+        }
+        write_summary(self.run_dir / "summary.json", summary)
+        plot_curves(rows, self.run_dir / "curves.png", str(run.config.name), unit)
+        return summary
+
+    def _account(self) -> None:
+        """Add the step to what the next row, the pace and early stopping will say."""
+        notes, engine = self.run.notes, self.run.engine
+        trained = self._trained_sequences()
+        notes["sequences"] += trained - self._counted
+        self._pace.advance((trained - self._counted) * self.run.stream.store.seq_length, self.run.clock.progress)
+        self._counted = trained
+        if engine.loss == engine.loss:
+            notes["losses"] = [notes["losses"][0] + engine.loss, notes["losses"][1] + 1]
+            recent = notes["recent_loss"]
+            notes["recent_loss"] = engine.loss if recent is None else _RECENT * recent + (1 - _RECENT) * engine.loss
+
+    def _write_row(self, more: dict[str, Any]) -> None:
+        run, notes = self.run, self.run.notes
+        total, steps = notes["losses"]
+        rate = self._pace.tokens_per_s()
+        flops = 3 * run.model.flops(run.stream.store.seq_length, run.stream.slots, len(run.model.active_layers))  # type: ignore[operator,arg-type]
+        row = {
+            "step": run.step,
+            "progress": run.clock.progress,
+            "loss": total / steps if steps else None,
+            "lr": run.engine.optimizer.param_groups[0]["lr"],
+            "grad_norm": run.engine.grad_norm,
+            "spent_s": run.clock.spent_s,
+            "elapsed_s": time.monotonic() - self._started_s,
+            "tokens_per_s": rate,
+            "mfu": flops * rate / run.stream.store.seq_length / self._peak if rate else None,
+            "layers": len(run.model.active_layers),  # type: ignore[arg-type]
+            "batch_size": run.batch_size(run.clock.progress),
+            **run.method.columns(),
+            **more,
+        }
+        notes["losses"] = [0.0, 0]
+        self._metrics.append(row)
+        self._display.update(row, self._pace.remaining_s(self._end_progress()))
+        for tracker in self._trackers:
+            tracker.log(row)
+
+    def _validated(self) -> dict[str, Any]:
+        with self._pace.paused():
+            result = validate(self.run)
+        self.run.notes["validations"] = {str(self.run.step): None if result is None else asdict(result)}
+        if result is None:
+            return {}
+        return {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+
+    def _crossed(self, every_h: float | None, before_s: float) -> bool:
+        """Whether the step crossed a multiple of so many hours (or steps, where the clock counts them)."""
+        if every_h is None:
+            return False
+        every_s = every_h * self.unit_s
+        return int(self.run.clock.spent_s // every_s) > int(before_s // every_s)
+
+    def _stop_if_hopeless(self) -> None:
+        early, recent = self.run.config.train.early_stop, self.run.notes["recent_loss"]
+        if early.after_h is None or early.above_loss is None or recent is None:
+            return
+        if self.run.clock.spent_s > early.after_h * self.unit_s and recent > early.above_loss:
+            raise Ended(f"early stop: loss {recent:.3f} above {early.above_loss} after {early.after_h:g} h")
+
+    def _step_begins(self) -> None:
+        """Validation, saving and logging are not charged, under a clock that reads the wall too."""
+        self._step_began_s = time.monotonic()
+        for cost in self.run.clock.costs.values():
+            if isinstance(cost, WallClockCost):
+                cost.restart()
+
+    def _trained_sequences(self) -> int:
+        counts = self.run.clock.counts.get("train", {})
+        return counts["forward_backward"]["sequences"] if "forward_backward" in counts else 0
+
+    def _end_progress(self) -> float:
+        stop_at_s = self.run.clock.stop_at_s
+        return 1.0 if stop_at_s is None else min(1.0, stop_at_s / self.run.clock.budget_s)
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name() if self.run.engine.device.type == "cuda" else "cpu"
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step that is under way; a second Ctrl-C ends it at once."""
+
+        def asked(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            _log.info("%s: finishing the step, then saving", signal.Signals(number).name)
+
+        before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def about(run: Run) -> dict[str, Any]:
+    """What a checkpoint says about itself and what must fit when it is read."""
+    parts = Parts(run.config, run.stream.store, torch.device("cpu"))
+    return {
+        "architecture": parts.architecture(),
+        "tokenizer_sha256": run.stream.store.tokenizer.sha256,
+        "data_fingerprint": run.stream.store.fingerprint,
+    }
+
+
+def check_fits(saved: checkpoint.Checkpoint, expected: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another model, tokenizer or corpus.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    manifest = saved.manifest()
+    for key, words in (
+        ("architecture", "of another architecture"),
+        ("tokenizer_sha256", "of another tokenizer"),
+        ("data_fingerprint", "of another corpus (its text, or how it is prepared, has changed)"),
+    ):
+        if manifest.get(key) != expected[key]:
+            raise UserError(
+                f"checkpoint {saved.folder} is {words}: it has {manifest.get(key)}, this run has {expected[key]}; "
+                "choose another name, or start over with resume=false"
+            )
+
+
+@contextmanager
+def _progress_of(stage: str) -> Iterator[Any]:
+    """A progress bar for work that reports the share done, shown once there is something to show."""
+    sink, shown = progress_for(), [0.0]
+
+    def report(share: float) -> None:
+        if shown[0] == 0.0:
+            sink.stage(stage, 100.0, "%")
+        sink.advance(100 * share - shown[0])
+        shown[0] = max(100 * share, 1e-9)
+
+    yield report
+    if shown[0]:
+        sink.done()
