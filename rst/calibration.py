@@ -3,10 +3,12 @@
 The speed of a shared machine drifts, by factors and within minutes, and single timings are disturbed by whatever else
 runs. So every round times every probe once, in an order drawn anew, and all timings are explained together as
 
-    log seconds(probe, round) = price(probe) + slowness(round) + noise
+    log seconds(timing) = price(probe) + slowness(time) + noise
 
-fitted by medians (Tukey's median polish, "Exploratory Data Analysis", 1977, chapter 11): a round in which everything is
-slow changes no price, and neither does any minority of disturbed timings. Prices are those of a round of median speed.
+fitted by medians, alternating between the two (a robust backfit in the manner of Tukey's median polish, "Exploratory
+Data Analysis", 1977, chapter 11): a price is the median over its timings, and the slowness at a timing is the Theil-Sen
+line through the timings around it. A stretch in which everything is slow changes no price, and neither does a minority
+of disturbed timings. Prices are those of the machine's median speed while it was measured.
 """
 
 import math
@@ -26,7 +28,8 @@ P = TypeVar("P", bound=Hashable)
 # How the numbers come about; part of the identity of a stored table. Raise it when a change here changes them.
 PROTOCOL = 1
 MIN_ROUNDS = 3
-POLISH_SWEEPS = 20
+SWEEPS = 5
+WINDOW = 11  # timings around a timing that say how slow the machine was then
 MAX_CALLS = 10_000
 MAD_TO_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
@@ -40,9 +43,9 @@ class Timing:
     """What one probe costs.
 
     Attributes:
-        seconds: price of one call on a round of median speed.
-        spread: robust standard deviation of single timings, as a share of the price, after the speed of each round is
-            taken out.
+        seconds: price of one call at the machine's median speed.
+        spread: robust standard deviation of single timings, as a share of the price, after the drift of the machine's
+            speed is taken out.
         rounds: how many timings it comes from.
     """
 
@@ -82,7 +85,7 @@ def measure(
     if rounds < MIN_ROUNDS:
         raise ValueError(f"rounds={rounds}: must be at least {MIN_ROUNDS}")
 
-    def timed(probe: P, calls: int) -> float:
+    def timed(probe: P, calls: int) -> tuple[float, float]:
         if synchronize is not None:
             synchronize()
         start_s = now()
@@ -90,22 +93,23 @@ def measure(
             probes[probe]()
         if synchronize is not None:
             synchronize()
-        return (now() - start_s) / calls
+        took_s = now() - start_s
+        return start_s + took_s / 2, took_s / calls
 
     began_s = now()
     calls = {}
     for probe in probes:
         timed(probe, 1)  # compiles, fills caches
-        calls[probe] = min(MAX_CALLS, math.ceil(min_timing_s / max(timed(probe, 1), min_timing_s / MAX_CALLS)))
+        calls[probe] = min(MAX_CALLS, math.ceil(min_timing_s / max(timed(probe, 1)[1], min_timing_s / MAX_CALLS)))
 
     order = list(probes)
     shuffle = random.Random(seed).shuffle
-    seconds: dict[P, list[float]] = {probe: [] for probe in probes}
+    timings: list[tuple[P, float, float]] = []  # probe, middle of the timing, seconds of one call
     for done in range(1, rounds + 1):
         round_s = now()
         shuffle(order)
         for probe in order:
-            seconds[probe].append(timed(probe, calls[probe]))
+            timings.append((probe, *timed(probe, calls[probe])))
         elapsed_s, round_s = now() - began_s, now() - round_s
         late = within_s is not None and elapsed_s + round_s > within_s and done >= MIN_ROUNDS
         if progress is not None:
@@ -113,7 +117,7 @@ def measure(
             progress(1.0 if late else max(done / rounds, by_time))
         if late:
             break
-    return _polish(seconds)
+    return _fit(timings)
 
 
 def probe_depths(layers: int) -> list[int]:
@@ -168,48 +172,66 @@ def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostT
         forward_backward=columns["forward_backward"],
         update_s=updates[0],
         provenance=replace(
-            provenance, notes=(*provenance.notes, f"median polish over {rounds} interleaved rounds", *notes)
+            provenance,
+            notes=(
+                *provenance.notes,
+                f"medians over {rounds} interleaved rounds, drift of the machine taken out",
+                *notes,
+            ),
         ),
     )
 
 
-def _polish(seconds: Mapping[P, Sequence[float]]) -> dict[P, Timing]:
-    """Timings by probe, one per round -> prices."""
-    for probe, timings in seconds.items():
-        if min(timings) <= 0:
-            raise CalibrationError(f"probe {probe} took {min(timings)} s: the clock did not move")
-    logs = {probe: [math.log(timing) for timing in timings] for probe, timings in seconds.items()}
-    price = {probe: median(row) for probe, row in logs.items()}
-    rounds = range(len(next(iter(logs.values()), [])))
-    slowness = [0.0 for _ in rounds]
-    for _ in range(POLISH_SWEEPS):
-        slowness = [median(logs[probe][i] - price[probe] for probe in logs) for i in rounds]
-        price = {probe: median(row[i] - slowness[i] for i in rounds) for probe, row in logs.items()}
+def _fit(timings: Sequence[tuple[P, float, float]]) -> dict[P, Timing]:
+    """(probe, time, seconds), in order of time -> prices."""
+    for probe, _, seconds in timings:
+        if seconds <= 0:
+            raise CalibrationError(f"probe {probe} took {seconds} s: the clock did not move")
+    times = [time_s for _, time_s, _ in timings]
+    logs = [math.log(seconds) for _, _, seconds in timings]
+    places: dict[P, list[int]] = {}
+    for i, (probe, _, _) in enumerate(timings):
+        places.setdefault(probe, []).append(i)
+
+    slowness = [0.0] * len(timings)
+    price = {probe: median(logs[i] for i in mine) for probe, mine in places.items()}
+    for _ in range(SWEEPS):
+        excess = [log - price[probe] for log, (probe, _, _) in zip(logs, timings, strict=True)]
+        slowness = [_local(times, excess, i) for i in range(len(timings))]
+        price = {probe: median(logs[i] - slowness[i] for i in mine) for probe, mine in places.items()}
     level = median(slowness)
     return {
         probe: Timing(
             seconds=math.exp(price[probe] + level),
-            spread=MAD_TO_SIGMA * median(abs(row[i] - slowness[i] - price[probe]) for i in rounds),
-            rounds=len(rounds),
+            spread=MAD_TO_SIGMA * median(abs(logs[i] - slowness[i] - price[probe]) for i in mine),
+            rounds=len(mine),
         )
-        for probe, row in logs.items()
+        for probe, mine in places.items()
     }
+
+
+def _local(times: Sequence[float], values: Sequence[float], i: int) -> float:
+    """The value at place ``i`` of the line through the values around it."""
+    start = max(0, min(i - WINDOW // 2, len(times) - WINDOW))
+    window = slice(start, start + WINDOW)
+    around = [(time_s - times[i], value) for time_s, value in zip(times[window], values[window], strict=True)]
+    return line_through(around)[0]
 
 
 def _column(points: Mapping[int, float]) -> tuple[Column, str]:
     """Seconds at some depths -> seconds at every depth from 0 to L, and a note if they had to be straightened."""
-    column = []
+    column: list[float] = []
     for (low, less), (high, more) in pairwise(sorted(points.items())):
         column += [less + (more - less) * (depth - low) / (high - low) for depth in range(low, high)]
-    column.append(points[max(points)])
-    in_order = all(less < more for less, more in pairwise(column))
-    if in_order and off_the_line(dict(enumerate(column))) is None:
-        return tuple(column), ""
-    intercept, slope = line_through(points)
+    interpolated = (*column, points[max(points)])
+    if all(less < more for less, more in pairwise(interpolated)) and off_the_line(interpolated) is None:
+        return interpolated, ""
+    intercept, slope = line_through(list(points.items()))
     measured = ", ".join(f"{depth}: {seconds:.4g} s" for depth, seconds in points.items())
     if intercept <= 0 or slope <= 0:
         raise CalibrationError(
             f"the measured cost does not grow with depth as a line above zero ({measured}): the machine is too busy; "
             "calibrate again when it is quieter, or give it more seconds"
         )
-    return tuple(intercept + slope * depth for depth in range(len(column))), f"; straightened, measured {measured}"
+    straight = tuple(intercept + slope * depth for depth in range(len(interpolated)))
+    return straight, f"; straightened, measured {measured}"

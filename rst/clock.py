@@ -88,7 +88,7 @@ class Clock:
         return seconds
 
     def restart(self) -> None:
-        """Forget real time that nobody pays for, such as validation; only the price of wall-clock time depends on it."""
+        """Forget real time that nobody pays for, such as validation; it matters to wall-clock prices only."""
         for cost in self._costs.values():
             if isinstance(cost, WallClockCost):
                 cost.restart()

@@ -19,7 +19,7 @@ through its column (a transformer's layers all cost the same, so time is a line 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -168,21 +168,21 @@ class CostTable:
         return _parse(document, origin)
 
 
-def line_through(points: Mapping[int, float]) -> tuple[float, float]:
-    """(intercept, slope) of the Theil-Sen line: median slope of all pairs, median intercept; it ignores outliers."""
-    slope = median((points[b] - points[a]) / (b - a) for a, b in combinations(sorted(points), 2))
-    return median(seconds - slope * layers for layers, seconds in points.items()), slope
+def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(value at 0, slope) of the Theil-Sen line through two or more (place, value): outliers do not bend it."""
+    slope = median((second[1] - first[1]) / (second[0] - first[0]) for first, second in combinations(points, 2))
+    return median(value - slope * place for place, value in points), slope
 
 
-def off_the_line(points: Mapping[int, float]) -> tuple[int, float] | None:
+def off_the_line(column: Column) -> tuple[int, float] | None:
     """The number of layers whose seconds lie furthest off the line, and the line there; None if all lie close to it."""
-    intercept, slope = line_through(points)
+    intercept, slope = line_through(list(enumerate(column)))
 
     def excess(layers: int) -> float:
         line = intercept + slope * layers
-        return abs(points[layers] - line) / max(LINE_TOLERANCE * line, LAYER_TOLERANCE * abs(slope))
+        return abs(column[layers] - line) / max(LINE_TOLERANCE * line, LAYER_TOLERANCE * abs(slope))
 
-    worst = max(points, key=excess)
+    worst = max(range(len(column)), key=excess)
     return (worst, intercept + slope * worst) if excess(worst) > 1 else None
 
 
@@ -193,7 +193,7 @@ def _check_column(column: Column, where: str) -> None:
         if not 0 < seconds < math.inf:
             raise TableError(f"{where}, {layers} layers: {seconds} s; must be positive and finite")
     # Before the order of neighbours: that names the neighbour of a misprint, this names the misprint.
-    off = off_the_line(dict(enumerate(column)))
+    off = off_the_line(column)
     if off is not None:
         layers, line = off
         raise TableError(

@@ -85,9 +85,9 @@ def test_work_cannot_be_negative(wrong: dict[str, int]) -> None:
 
 def test_unknown_kinds_and_models_are_refused_by_name() -> None:
     clock = Clock({"main": StepsCost()}, budget_s=1.0)
-    with pytest.raises(ValueError, match="'backward'.*forward_backward"):
+    with pytest.raises(ValueError, match=r"'backward'.*forward_backward"):
         Work("backward")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'proxy'.*main"):
+    with pytest.raises(ValueError, match=r"'proxy'.*main"):
         clock.charge(one_pass(model="proxy"))
     assert clock.ledger == {}, "what is refused leaves no trace"
 
@@ -139,9 +139,7 @@ def test_law_the_ledger_holds_everything_and_the_budget_pays_what_is_not_free(
 
 
 @given(charges=charges, split=st.integers(0, 60), both=prices)
-def test_law_a_restored_clock_goes_on_to_the_last_bit(
-    charges: list[tuple[Work, str]], split: int, both: float
-) -> None:
+def test_law_a_restored_clock_goes_on_to_the_last_bit(charges: list[tuple[Work, str]], split: int, both: float) -> None:
     def fresh() -> Clock:
         return Clock({"main": PerSequence(both / 3, both, 0.1)}, budget_s=1e4, free=["selection"])
 
