@@ -37,6 +37,7 @@ class Clock:
     """Adds up the price of all work and says how much of the budget is spent.
 
     Attributes:
+        costs: the cost model of each model that may be charged for.
         budget_s: what ``progress`` is measured against. Under ``StepsCost`` this and every other ``_s`` counts steps.
         stop_at_s: where to end earlier, with the schedule still laid out over the whole budget; None: at the budget.
         free: accounts that are written down in the ledger but not paid from the budget.
@@ -60,7 +61,7 @@ class Clock:
         for name, value in (("budget", budget_s), ("stop_at", stop_at_s)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} of {value}: must be positive and finite")
-        self._costs = dict(costs)
+        self.costs = dict(costs)
         self.budget_s = budget_s
         self.stop_at_s = stop_at_s
         self.free = frozenset(free)
@@ -74,9 +75,9 @@ class Clock:
         Raises:
             ValueError: no cost model for ``work.model``, or one that asks for a price that is not a finite number >= 0.
         """
-        if work.model not in self._costs:
-            raise ValueError(f"no cost model for model {work.model!r}; there are: {', '.join(sorted(self._costs))}")
-        seconds = self._costs[work.model].seconds(work)
+        if work.model not in self.costs:
+            raise ValueError(f"no cost model for model {work.model!r}; there are: {', '.join(sorted(self.costs))}")
+        seconds = self.costs[work.model].seconds(work)
         if not 0 <= seconds < math.inf:
             raise ValueError(f"{work} priced at {seconds} s: a price must be finite and not negative")
         self.ledger[account] = self.ledger.get(account, 0.0) + seconds
@@ -89,7 +90,7 @@ class Clock:
 
     def restart(self) -> None:
         """Forget real time that nobody pays for, such as validation; it matters to wall-clock prices only."""
-        for cost in self._costs.values():
+        for cost in self.costs.values():
             if isinstance(cost, WallClockCost):
                 cost.restart()
 
