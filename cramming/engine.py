@@ -17,7 +17,7 @@ from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.method import Forward
 from rst.clock import Clock
-from rst.work import Work
+from rst.work import Kind, Work
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SCALE_GROWS_EVERY = 2000  # steps without an overflow; the defaults of torch.amp.GradScaler
@@ -157,13 +157,15 @@ class Engine:
         self._count(finite)
         return 1
 
-    def probe(self, kind: str, batch: Batch, active_layers: tuple[int, ...]) -> Callable[[], None]:
-        """A callable that does one uncharged piece of work on ``batch``, for measuring what it costs.
+    def probe(self, kind: Kind, batch: Batch, active_layers: tuple[int, ...]) -> Callable[[], None]:
+        """A callable that does one piece of work, to measure what it costs; passes leave no trace and charge nothing.
 
         Args:
-            kind: ``forward``, ``forward_backward`` or ``update``.
-            batch: what to work on.
-            active_layers: the depth to work at.
+            kind: ``forward``, ``forward_backward``, or ``update``: a step at learning rate 0 and zero gradients, with
+                the refresh of the low-precision copy that follows it; it charges the clock and moves the optimizer's
+                state, so it is for engines that are no part of a run.
+            batch: what to work on; an update needs none of it.
+            active_layers: the depth to work at; an update writes every parameter.
         """
 
         def passes() -> None:
@@ -178,7 +180,15 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
             self.synchronize()
 
-        return passes
+        def update() -> None:
+            for (parameter, _), gradient in zip(self._pairs, gradients, strict=True):
+                parameter.grad = gradient
+            self.step(0.0)
+            self._refresh()
+            self.synchronize()
+
+        gradients = [torch.zeros_like(parameter) for parameter, _ in self._pairs] if kind == "update" else []
+        return update if kind == "update" else passes
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
@@ -201,7 +211,7 @@ class Engine:
         self._scale, self._good_steps = state["scale"], state["good_steps"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
 
-    def _forward(self, account: str, kind: str) -> Forward:
+    def _forward(self, account: str, kind: Kind) -> Forward:
         def forward(batch: Batch, logits: bool = False) -> Tensor:
             output = self._call(batch, logits)
             layers = len(self.model.active_layers)  # type: ignore[arg-type]
