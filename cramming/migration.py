@@ -308,7 +308,7 @@ EXTREME: dict[str, str] = {
 
 REPLACEMENTS: dict[str, str] = {**CRAMMING, **MOSAIC, **EXTREME}
 
-# Options of groups, as typed: the group stays, its option has another name.
+# Options of groups, as typed.
 OPTIONS: dict[str, str] = {
     "arch=hf-bert-tiny": "arch=bert_tiny",
     "arch=hf-bert-base": "arch=bert_base",
@@ -333,7 +333,7 @@ OPTIONS: dict[str, str] = {
     "train/optim=sophiag": "train/optim=sophia (not yet)",
     "train/schedule=budget-one-cycle-seconds": "train/schedule=one_cycle",
     "train/schedule=budget-triangle2-seconds": "train/schedule=triangle",
-    "train/schedule=linear_decay_with_warmup": "train/schedule=linear train.schedule.warmup=0.06 train.schedule.end=0.02",
+    "train/schedule=linear_decay_with_warmup": "train/schedule=linear train.schedule.warmup=0.06",
     "train/schedule=cosine_with_warmup": "train/schedule=cosine train.schedule.warmup=0.06",
     "train/schedule=constant_with_warmup": "train/schedule=constant train.schedule.warmup=0.06",
     "impl=torch-default": "nothing: there is one implementation",
@@ -344,19 +344,17 @@ OPTIONS: dict[str, str] = {
 
 
 def replacement(key: str) -> str | None:
-    """What to write for a key of an earlier system, or None if it is none of theirs.
+    """What to write for a key or an option of an earlier system, or None if it is none of theirs.
 
     Args:
-        key: as typed, without its value: ``train.stacking.enabled``, ``+train.x``, ``train/optim_mod``, ``--curve``.
+        key: a key as typed, without its value (``train.stacking.enabled``, ``+train.x``, ``train/optim_mod``,
+            ``--curve``), or a group with its option (``arch=bert-c5``).
     """
+    if "=" in key:
+        return OPTIONS.get(key)
     parts = key.lstrip("+~-").replace("/", ".").split(".")
     for length in range(len(parts), 0, -1):
         found = REPLACEMENTS.get(".".join(parts[:length]))
         if found is not None:
             return found
     return None
-
-
-def option_replacement(group: str, option: str) -> str | None:
-    """What to write for an option of a group in an earlier system, or None: ``("arch", "bert-c5")``."""
-    return OPTIONS.get(f"{group}={option}")

@@ -1,0 +1,101 @@
+"""The page for people coming from earlier systems: complete, in agreement with the code, and right where it says so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cramming import cli, migration
+from cramming.composition import dotted_keys
+from cramming.migration import OPTIONS, REPLACEMENTS, replacement
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "migrating.md").read_text()
+COMMANDS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.split("## Commands")[1].split("\n## ")[0].splitlines()
+    if re.match(r"\| \d+ \|", line)
+]
+WORKING = {int(row[0]): row[3] for row in COMMANDS if row[4] == "works"}
+ENTRY = "python pretrain_bert.py "
+
+
+def tables(section: str) -> dict[str, str]:
+    """The two-column tables of a section of the page, as one dictionary."""
+    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|$", text, flags=re.MULTILINE))
+
+
+def commands(cell: str) -> list[str]:
+    """The pretraining commands of a table cell."""
+    return [code for code in re.findall(r"`([^`]+)`", cell) if code.startswith(ENTRY)]
+
+
+def known_keys() -> set[str]:
+    """Every option of the tree with the sources, optimizers and schedules there are."""
+    cli.load_schemas()
+    found: set[str] = set()
+    for overrides in (["data=local"], ["data=python_docs", "train/schedule=linear", "train/optim=sgd"]):
+        found |= set(dotted_keys(cli.compose_tree(overrides)))
+    return found
+
+
+def test_all_39_rows_are_there_once_and_in_order() -> None:
+    assert [int(row[0]) for row in COMMANDS] == list(range(1, 40))
+    assert {row[4] for row in COMMANDS} <= {"works", "not yet"}
+    assert {1, 2, 15, 16} <= set(WORKING)
+
+
+def test_the_tables_are_the_ones_the_command_line_uses() -> None:
+    assert tables("Keys") == REPLACEMENTS
+    assert tables("Options") == OPTIONS
+
+
+@pytest.mark.parametrize("row", [number for number, cell in WORKING.items() if commands(cell)])
+def test_commands_that_are_said_to_work_compose(row: int) -> None:
+    for command in commands(WORKING[row]):
+        words = [word for word in shlex.split(command.removeprefix(ENTRY)) if word != "-m"]
+        config = cli.compose([word.replace("seed=0,1,2", "seed=1") for word in words])
+        assert config.name == "x"
+
+
+def test_no_listed_key_hides_one_of_ours() -> None:
+    assert not known_keys() & set(REPLACEMENTS)
+
+
+def test_options_named_as_replacements_exist() -> None:
+    known = known_keys()
+    top = {key.split(".")[0] for key in known}
+    planned = re.compile(r"\(not yet\)|^nothing|<")
+    for old, new in REPLACEMENTS.items():
+        if planned.search(new):
+            continue
+        for key in re.findall(r"(?<![\w/.-])([a-z_]+(?:\.[a-z_]+)+)(?![\w/])", new):
+            if key.split(".")[0] in top:
+                assert key in known, (old, new)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("impl.validate_every_hours", "impl.validate_every_h"),
+        ("train.objective.mlm_probability", "train.mask_rate"),
+        ("+train.scheduler", "train/schedule"),
+        ("--total_training_time", "budget"),
+        ("train/optim_mod", migration.CRAMMING["train.optim_mod"]),
+        ("train.stacking.step_fractions", migration.CRAMMING["train.stacking"]),
+        ("train.validation_set.fraction", "data.heldout_fraction"),
+        ("train.validation_set.seed", migration.CRAMMING["train.validation_set"]),
+        ("train/optim=adam_classic", "train/optim=adam"),
+        ("train.sbx", None),
+        ("train.mask_rat", None),
+        ("arch=crammed", None),
+    ],
+)
+def test_a_key_finds_its_longest_listed_prefix(typed: str, expected: str | None) -> None:
+    assert replacement(typed) == expected
+
+
+def test_no_system_s_table_overrides_another_s() -> None:
+    parts = (migration.CRAMMING, migration.MOSAIC, migration.EXTREME)
+    assert sum(map(len, parts)) == len(REPLACEMENTS)
