@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cramming import faults
 from cramming.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -76,6 +77,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that a crash at any moment leaves the old content or the new, complete.
 
+    Passes the points ``<stem>-write``, ``-fsync`` and ``-rename`` at which a test can kill the process.
+
     Raises:
         UserError: the disk is full; the old file is untouched.
     """
@@ -84,13 +87,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     with room_for(path):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
+            faults.point(f"{path.stem}-write")
             write_all(descriptor, data)
+            faults.point(f"{path.stem}-fsync")
             os.fsync(descriptor)
         except OSError:
             part.unlink()
             raise
         finally:
             os.close(descriptor)
+        faults.point(f"{path.stem}-rename")
         os.replace(part, path)
         sync_folder(path.parent)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cramming import faults
 from cramming.recording.files import dumps, room_for, write_all, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class MetricsLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line and hand it to the system, so that it survives the death of this process."""
+        faults.point("metrics-append")
         full = {field: row.get(field) for field in FIELDS} | dict(row)
         size = os.fstat(self._descriptor).st_size
         with room_for(self.path):

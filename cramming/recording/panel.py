@@ -166,6 +166,7 @@ class LivePanel:
         self._state = _State(header)
         self._now, self._today = now, today
         self._drawn_at = float("-inf")
+        self._console = console
         self._live = Live(console=console, auto_refresh=False, get_renderable=self.render)
 
     def tick(self, step: int, progress: float) -> None:
@@ -206,7 +207,7 @@ class LivePanel:
         if state.get("mfu") is not None:
             cells.append((head.mfu_label, f"{state.get('mfu'):.1%}"))
         return Panel(
-            Group(self._bar(), _grid(cells, columns=3 if self._live.console.width >= 84 else 2)),
+            Group(self._bar(), _grid(cells, columns=min(3, max(1, self._console.width // 33)))),
             title=Text(head.name, style="bold"),
             title_align="left",
             subtitle=Text(f"{head.arch} | {head.method} | {head.device}", style="dim"),

@@ -44,7 +44,9 @@ def plot_curves(rows: Rows, path: Path, title: str, unit: Unit = "s") -> None:
     small |= {key: text for key, text in EXTRAS.items() if len({y for _, y in _points(rows, key)}) > 1}
     figure = Figure(figsize=(9, 4.6 + 1.1 * len(small)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1 + len(small), 1, sharex=True, squeeze=False, height_ratios=[4.0] + [1.0] * len(small))[:, 0]
+    axes = figure.subplots(1 + len(small), 1, sharex=True, squeeze=False, height_ratios=[4.0] + [1.0] * len(small))[
+        :, 0
+    ]
     axes[0].set_title(title, loc="left", fontsize=13, fontweight="bold", parse_math=False)
     _draw_losses(axes[0], rows, scale)
     for axis, (key, text) in zip(axes[1:], small.items(), strict=True):

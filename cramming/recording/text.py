@@ -19,7 +19,7 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     minutes = round(seconds / 60)
-    if minutes < 24 * 60:
+    if minutes < 48 * 60:
         return f"{minutes // 60}h {minutes % 60:02d}m"
     hours = round(seconds / 3600)
     return f"{hours // 24}d {hours % 24:02d}h"

@@ -85,14 +85,20 @@ class WandbTracker:
         folder = run_dir / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         # Its service process writes logs and caches below the home folder unless told otherwise before it starts.
-        self._environment = {
-            key: str(folder / "cache") for key in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")
-        } | {"WANDB_SILENT": "true"}
-        self._environment = {key: value for key, value in self._environment.items() if key not in os.environ}
+        wanted = {
+            "WANDB_CACHE_DIR": str(folder / "cache"),
+            "WANDB_DATA_DIR": str(folder / "cache"),
+            "WANDB_SILENT": "true",
+        }
+        self._environment = {key: value for key, value in wanted.items() if key not in os.environ}
         os.environ.update(self._environment)
         import wandb
 
         def start(mode: str) -> "wandb.Run":
+            # Our panel owns the terminal, and W&B must neither capture it nor write on it.
+            settings = wandb.Settings(silent=True, console="off", finish_timeout=FINISH_TIMEOUT_S)
+            if mode == "online":
+                settings.init_timeout = INIT_TIMEOUT_S
             return wandb.init(
                 id=_run_id(folder / "run_id"),
                 resume="allow",
@@ -104,10 +110,7 @@ class WandbTracker:
                 name=run_name,
                 config=strict(run_config),
                 dir=run_dir,
-                # Our panel owns the terminal, and W&B must neither capture it nor write on it.
-                settings=wandb.Settings(
-                    silent=True, console="off", init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
-                ),
+                settings=settings,
             )
 
         reason = _why_offline() if mode == "online" else None
@@ -116,7 +119,8 @@ class WandbTracker:
                 self._run = start("online")
             except wandb.Error as error:
                 wandb.teardown()
-                reason = str(error).split("\n", maxsplit=1)[0]
+                unreachable = isinstance(error, wandb.errors.CommError)
+                reason = "the server does not answer" if unreachable else str(error).split("\n", maxsplit=1)[0]
         if mode == "offline" or reason is not None:
             self._run = start("offline")
         if reason is not None:
