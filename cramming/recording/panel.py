@@ -220,7 +220,10 @@ class LivePanel:
         bar = Table.grid(expand=True, padding=(0, 1, 0, 0))
         bar.add_column(ratio=1)
         bar.add_column(justify="right")
-        bar.add_row(ProgressBar(total=1.0, completed=state.progress), Text(f"{state.progress:.1%}", style="bold"))
+        bar.add_row(
+            ProgressBar(total=1.0, completed=state.progress, complete_style="cyan", finished_style="green"),
+            Text(f"{state.progress:.1%}", style="bold"),
+        )
         times = Table.grid(expand=True)
         times.add_column()
         times.add_column(justify="right")
