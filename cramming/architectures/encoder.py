@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from cramming.architectures.layers.attention import SelfAttention, resolve_form
 from cramming.architectures.layers.unpadding import Layout, Queries
 from cramming.batch import Batch
+from cramming.model import Model
 
 
-class Encoder(nn.Module):
+class Encoder(Model):
     """Embeddings and L blocks. Any ascending subset of the blocks may be active; the others stay out of the graph.
 
     ``embeddings(inputs, layout, token_types)`` gives (T, H) and the word matrix for a tied decoder;
@@ -26,12 +27,7 @@ class Encoder(nn.Module):
         self.vocab_size, self.max_positions = vocab_size, max_positions
         self.active_layers = tuple(range(len(self.blocks)))
 
-    @property
-    def layers(self) -> int:
-        """L, the number of blocks allocated."""
-        return len(self.blocks)
-
-    @property
+    @property  # type: ignore[override]
     def active_layers(self) -> tuple[int, ...]:
         """Indices of the blocks that run, ascending."""
         return self._active
