@@ -49,10 +49,10 @@ class Pace:
             self._paused_s += self._now() - began_s
 
     def tokens_per_s(self) -> float | None:
-        """Tokens per second of training since the previous call; ``None`` if no time has passed."""
+        """Tokens per second of training since the previous call; ``None`` if nothing was trained in between."""
         training_s = self._training_s()
         interval_s, tokens = training_s - self._interval_from_s, self._tokens
-        if interval_s <= 0:
+        if interval_s <= 0 or not tokens:
             return None
         self._interval_from_s, self._tokens = training_s, 0
         return tokens / interval_s

@@ -42,6 +42,8 @@ def test_tokens_per_s_is_of_the_last_interval(clock: Clock) -> None:
     pace.tokens_per_s()
     steps(pace, clock, 5, 0.05, 0.01, step_s=10.0)
     assert pace.tokens_per_s() == pytest.approx(50)
+    clock.s += 3.0
+    assert pace.tokens_per_s() is None  # a second row for the same step has no speed, and not the speed zero
 
 
 def test_a_pause_is_no_training_but_costs_remaining_time_in_proportion(clock: Clock) -> None:
