@@ -16,6 +16,7 @@ from torch import Tensor
 from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.method import Forward
+from cramming.model import Model
 from rst.clock import Clock
 from rst.work import Kind, Work
 
@@ -40,7 +41,7 @@ class Engine:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Model,
         optimizer: torch.optim.Optimizer,
         clock: Clock,
         *,
@@ -69,7 +70,7 @@ class Engine:
         self._pairs = list(zip(model.parameters(), self._compute.parameters(), strict=True))
         self._versions: list[int] = []
         if compile:
-            for block in self._compute.blocks:  # type: ignore[union-attr]
+            for block in self._compute.blocks:
                 block.compile()
 
     @property
@@ -77,9 +78,7 @@ class Engine:
         """Where the model lives."""
         return self._loss.device
 
-    def backward(
-        self, batch: Batch, objective: Callable[[Forward, Batch], Tensor], account: str = "train"
-    ) -> Tensor:
+    def backward(self, batch: Batch, objective: Callable[[Forward, Batch], Tensor], account: str = "train") -> Tensor:
         """Add the gradient of ``objective`` on a microbatch; every forward call in it is charged as both passes.
 
         Returns:
@@ -139,9 +138,10 @@ class Engine:
             UserError: more steps in a row were skipped than allowed.
         """
         parameters = [p for p, _ in self._pairs if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if self._scale != 1.0:
-            torch._foreach_mul_([p.grad for p in parameters], 1 / self._scale)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            torch._foreach_mul_(gradients, 1 / self._scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm, self.loss = float(norm), float(self._loss)
         self._loss.zero_()
         finite = self.grad_norm < float("inf") and self.loss == self.loss and abs(self.loss) < float("inf")
@@ -151,6 +151,7 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             self.optimizer.step()
+            self._versions = []  # fused optimizers write weights without raising their version
             self.skipped_in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.charge(Work("update"), "optimizer")
@@ -170,7 +171,7 @@ class Engine:
 
         def passes() -> None:
             before = self.model.active_layers
-            self.model.active_layers = active_layers  # type: ignore[assignment]
+            self.model.active_layers = active_layers
             with torch.set_grad_enabled(kind != "forward"):
                 loss = (self._call(batch, False) * batch.weights).sum()
                 if kind != "forward" and loss.requires_grad:
@@ -214,7 +215,7 @@ class Engine:
     def _forward(self, account: str, kind: Kind) -> Forward:
         def forward(batch: Batch, logits: bool = False) -> Tensor:
             output = self._call(batch, logits)
-            layers = len(self.model.active_layers)  # type: ignore[arg-type]
+            layers = len(self.model.active_layers)
             self.clock.charge(Work(kind, len(batch), batch.length, layers), account)
             return output
 
@@ -262,7 +263,7 @@ class Engine:
         if self.skipped_in_a_row > self.max_skipped_steps:
             raise UserError(
                 f"the loss was not finite in {self.skipped_in_a_row} steps in a row (train.max_skipped_steps="
-                f"{self.max_skipped_steps}); the last good checkpoint is kept: lower train.optim.lr or set train.clip_norm"
+                f"{self.max_skipped_steps}); the last good checkpoint is kept: lower train.optim.lr or train.clip_norm"
             )
 
     def _largest_fitting(self, batch: Batch, size: int) -> int:
@@ -274,7 +275,7 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             try:
-                self.probe("forward_backward", next(batch.split(size)), self.model.active_layers)()  # type: ignore[arg-type]
+                self.probe("forward_backward", next(batch.split(size)), self.model.active_layers)()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -286,4 +287,6 @@ class Engine:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch's means that memory ran out, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(r"can't allocate memory|out of memory", str(error)))
+    return isinstance(error, torch.OutOfMemoryError) or bool(
+        re.search(r"can't allocate memory|out of memory", str(error))
+    )
