@@ -60,7 +60,7 @@ class Batch:
                 joined[field.name] = None if values[0] is None else torch.cat(values)
         weights = joined["weights"]
         assert weights is not None
-        return Batch(**joined, normalizer=weights.sum())  # type: ignore[arg-type]
+        return replace(parts[0], **joined, normalizer=weights.sum(), index=0)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -70,4 +70,4 @@ class Batch:
     def _rows(self, rows: slice | Tensor) -> "Batch":
         per_sequence = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths")
         taken = {name: getattr(self, name) for name in per_sequence}
-        return replace(self, **{k: v if v is None else v[rows] for k, v in taken.items()})
+        return replace(self, **{k: v if v is None else v[rows] for k, v in taken.items()})  # type: ignore[arg-type]

@@ -4,13 +4,12 @@ The core never imports what lives above it: entry points fill the registry (``cr
 everything here is looked up there or reached through the typed configuration.
 """
 
-import logging
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cramming import registry, resolve
@@ -23,6 +22,7 @@ from cramming.engine import Engine, is_out_of_memory
 from cramming.errors import UserError
 from cramming.hashing import key
 from cramming.method import Chain, Method
+from cramming.model import Model
 from cramming.optim import for_model
 from cramming.resolve import Resolved
 from cramming.schedule import Ramp
@@ -32,7 +32,6 @@ from rst.clock import Clock
 from rst.costs import StepsCost
 from rst.work import Work
 
-_log = logging.getLogger(__name__)
 # Not fingerprinted: they do not change what a pass costs.
 _FREE_FIELDS = ("name", "batch_size", "vocab_size")
 _REFERENCE_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -43,40 +42,59 @@ class Parts:
     """What the pieces of a run are built from."""
 
     config: PretrainConfig
-    store: TokenStore
+    vocab_size: int
     device: torch.device
 
-    def model(self) -> torch.nn.Module:
+    def model(self) -> Model:
         """The model, with weights that depend on nothing but the configuration and the seed."""
         torch.manual_seed(key(self.config.seed, "weights"))
-        model = self.config.arch.build(self.store.tokenizer.vocab_size, self.store.seq_length)
+        model = self.config.arch.build(self.vocab_size, self.seq_length)
         torch.manual_seed(key(self.config.seed, "dropout"))
         trains = self.config.arch.dropout > 0 or self.config.arch.attention_dropout > 0
         return model.train(trains).to(self.device)  # type: ignore[no-any-return]
 
-    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over the model's parameter groups."""
-        return for_model(self.config.train.optim, model)
+    def engine(self, model: Model, clock: Clock, resolved: Resolved) -> Engine:
+        """The model's engine, with an optimizer over its parameter groups."""
+        train = self.config.train
+        return Engine(
+            model,
+            for_model(train.optim, model),
+            clock,
+            precision=resolved.precision,
+            microbatch_size=resolved.microbatch_size or 1,
+            clip_norm=train.clip_norm,
+            compile=resolved.compile,
+            max_skipped_steps=train.max_skipped_steps,
+        )
 
-    def split(self) -> Split:
-        """Training and held-out rows.
+    def spare_engine(self, resolved: Resolved) -> Engine:
+        """An engine on a model of its own that pays nothing, for passes that are no part of a run."""
+        return self.engine(self.model(), Clock({"main": StepsCost()}, sys.float_info.max), resolved)
+
+    def stream(self, store: TokenStore, mask_rate: Callable[[], float]) -> Stream:
+        """The run's stream of masked sequences.
 
         Raises:
-            UserError: fewer training rows than one batch.
+            UserError: fewer training sequences than one batch.
         """
-        split = Split(self.store.rows, self.config.data.heldout_fraction) if self.store.rows > 1 else None
-        if split is None or split.train_rows < self.config.train.batch_size:
-            rows = split.train_rows if split else self.store.rows
-            raise UserError(
-                f"the corpus gives {rows} training sequences of {self.store.seq_length} tokens, less than one batch of "
-                f"train.batch_size={self.config.train.batch_size}; bring more text or use a smaller batch"
-            )
-        return split
+        return Stream(
+            store,
+            split_of(store, self.config),
+            seed=self.config.seed,
+            mask_rate=mask_rate,
+            max_mask_rate=self.max_mask_rate,
+            device=self.device,
+        )
+
+    @property
+    def seq_length(self) -> int:
+        """S."""
+        return int(self.config.data.seq_length)
 
     @property
     def slots(self) -> int:
-        """Prediction slots of a sequence."""
-        return slots(self.store.seq_length, self.max_mask_rate)
+        """P, prediction slots of a sequence."""
+        return slots(self.seq_length, self.max_mask_rate)
 
     @property
     def max_mask_rate(self) -> float:
@@ -87,9 +105,33 @@ class Parts:
     def architecture(self) -> str:
         """What a pass costs depends on this, the length and the precision: the fingerprint of cost tables."""
         fields = {k: v for k, v in asdict(self.config.arch).items() if k not in _FREE_FIELDS}
-        vocabulary = self.store.tokenizer.vocab_size
-        parts = {**fields, "vocabulary": vocabulary, "predicted": self.slots, "layout": self.store.layout}
+        parts = {**fields, "vocabulary": self.vocab_size, "predicted": self.slots}
         return f"{parts.pop('kind')} {' '.join(f'{k}={v}' for k, v in parts.items())}"
+
+    def synthetic_batch(self, sequences: int) -> Batch:
+        """Random tokens, masked nowhere: for passes whose result nobody looks at."""
+        random = torch.Generator().manual_seed(0)
+        shape = (sequences, self.seq_length)
+        inputs = torch.randint(self.vocab_size, shape, generator=random)
+        positions = torch.rand(shape, generator=random).argsort(1)[:, : self.slots]
+        zeros, weights = torch.zeros(sequences, dtype=torch.int64), torch.ones(positions.shape)
+        batch = Batch(zeros, zeros, inputs, positions, inputs.gather(1, positions), weights, None, weights.sum())
+        return batch.to(self.device)
+
+
+def split_of(store: TokenStore, config: PretrainConfig) -> Split:
+    """Training and held-out rows of a corpus.
+
+    Raises:
+        UserError: fewer training rows than one batch.
+    """
+    split = Split(store.rows, config.data.heldout_fraction)
+    if split.train_rows < config.train.batch_size:
+        raise UserError(
+            f"the corpus gives {split.train_rows} training sequences of {store.seq_length} tokens, less than one batch "
+            f"of train.batch_size={config.train.batch_size}; bring more text or use a smaller batch"
+        )
+    return split
 
 
 def build_run(
@@ -116,8 +158,7 @@ def build_run(
     """
     where = torch.device(resolved.device)
     torch.set_num_threads(resolved.threads)
-    parts = Parts(config, store, where)
-    split = parts.split()
+    parts = Parts(config, store.tokenizer.vocab_size, where)
     method = build_method(config.method, config.train.optim.needs_method)
     check_accounts(config.free, method)
     if resolved.microbatch_size is None:
@@ -144,17 +185,10 @@ def build_run(
         calibrate_command=f"python -m cramming.calibrate arch={config.arch.name}",
     )
     clock = Clock(costs, config.budget_s, config.stop_at_s, config.free)
-    engine = _engine(parts, model, clock, resolved)
+    engine = parts.engine(model, clock, resolved)
     train = config.train
     mask_rate = Ramp(train.mask_rate_initial or train.mask_rate, train.mask_rate, train.mask_rate_ramp)
-    stream = Stream(
-        store,
-        split,
-        seed=config.seed,
-        mask_rate=lambda: mask_rate(clock.progress),
-        max_mask_rate=parts.max_mask_rate,
-        device=where,
-    )
+    stream = parts.stream(store, lambda: mask_rate(clock.progress))
     run = Run(config, model, engine, stream, clock, method, train.schedule, _batch_size(config))
     method.setup(run)
     return run, resolved
@@ -189,39 +223,24 @@ def check_accounts(free: list[str], method: Method) -> None:
 
 
 def probes(parts: Parts, resolved: Resolved) -> dict[Work, Callable[[], None]]:
-    """Work to measure for a cost table, on a model and an optimizer of its own."""
-    engine = probe_engine(parts, resolved)
-    sequences = _reference_microbatch(parts.store.seq_length, parts.device)
-    batch = _any_batch(parts, sequences)
-    works = probe_works(parts.config.arch.layers, parts.store.seq_length, sequences)
+    """Work to measure for a cost table, on a model and an optimizer of its own.
+
+    The reference microbatch does not depend on ``impl``: if prices did, ``impl`` would change results.
+    """
+    engine = parts.spare_engine(resolved)
+    sequences = max(1, _REFERENCE_TOKENS[parts.device.type] // parts.seq_length)
+    batch = parts.synthetic_batch(sequences)
+    works = probe_works(parts.config.arch.layers, parts.seq_length, sequences)
     return {work: engine.probe(work.kind, batch, tuple(range(work.layers))) for work in works}
 
 
-def probe_engine(parts: Parts, resolved: Resolved) -> Engine:
-    """An engine on a model of its own, for passes that are no part of a run."""
-    return _engine(parts, parts.model(), Clock({"main": StepsCost()}, math.nextafter(math.inf, 0)), resolved)
-
-
-def _engine(parts: Parts, model: torch.nn.Module, clock: Clock, resolved: Resolved) -> Engine:
-    train = parts.config.train
-    return Engine(
-        model,
-        parts.optimizer(model),
-        clock,
-        precision=resolved.precision,
-        microbatch_size=resolved.microbatch_size or 1,
-        clip_norm=train.clip_norm,
-        compile=resolved.compile,
-        max_skipped_steps=train.max_skipped_steps,
-    )
-
-
 def _microbatch(parts: Parts, resolved: Resolved, group: int | None) -> int:
-    engine = probe_engine(parts, resolved)
+    engine = parts.spare_engine(resolved)
 
     def fits(size: int) -> bool:
+        probe = engine.probe("forward_backward", parts.synthetic_batch(size), engine.model.active_layers)
         try:
-            engine.probe("forward_backward", _any_batch(parts, size), engine.model.active_layers)()  # type: ignore[arg-type]
+            probe()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -231,27 +250,14 @@ def _microbatch(parts: Parts, resolved: Resolved, group: int | None) -> int:
     return resolve.find_microbatch(parts.config.train.batch_size, group, fits, parts.device)
 
 
-def _reference_microbatch(seq_length: int, where: torch.device) -> int:
-    """What prices are measured with: they must not depend on ``impl``, or ``impl`` would change results."""
-    return max(1, _REFERENCE_TOKENS[where.type] // seq_length)
-
-
-def _any_batch(parts: Parts, sequences: int) -> Batch:
-    rate = parts.max_mask_rate
-    stream = Stream(
-        parts.store, parts.split(), seed=0, mask_rate=lambda: rate, max_mask_rate=rate, device=parts.device
-    )
-    return stream.masked(np.arange(sequences) % parts.store.rows, np.zeros(sequences, np.int64), 0, rate, stream.slots)
-
-
-def flops_of(parts: Parts, model: torch.nn.Module) -> Callable[[Work], float]:
+def flops_of(parts: Parts, model: Model) -> Callable[[Work], float]:
     """Floating-point operations of work; a backward pass counts as two forward ones."""
 
     def flops(work: Work) -> float:
         if work.kind == "update":
             return 0.0
         passes = 3 if work.kind == "forward_backward" else 1
-        return passes * work.sequences * model.flops(work.length, parts.slots, work.layers)  # type: ignore[operator,no-any-return]
+        return passes * work.sequences * model.flops(work.length, parts.slots, work.layers)
 
     return flops
 

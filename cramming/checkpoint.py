@@ -100,7 +100,9 @@ class Checkpoint:
             manifest = json.loads((self.folder / "manifest.json").read_text())
             assert isinstance(manifest, dict)
             if manifest["format"] != FORMAT:
-                raise UserError(f"checkpoint {self.folder} has format {manifest['format']}; this version reads {FORMAT}")
+                raise UserError(
+                    f"checkpoint {self.folder} has format {manifest['format']}; this version reads {FORMAT}"
+                )
             return manifest
         except (OSError, ValueError, KeyError, AssertionError) as error:
             if isinstance(error, UserError):
@@ -223,7 +225,11 @@ def save(
         faults.point("checkpoint-pruned")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        held = f"the last one saved is {checkpoints(folder)[-1].folder.name}" if checkpoints(folder) else "none is saved yet"
+        held = (
+            f"the last one saved is {checkpoints(folder)[-1].folder.name}"
+            if checkpoints(folder)
+            else "none is saved yet"
+        )
         raise UserError(
             f"cannot write a checkpoint to {folder}: {error}; {held}. Free some space, then run the same command again"
         ) from error

@@ -4,12 +4,13 @@ Whatever is wrong with what a person typed ends with one line on stderr and exit
 that ``--help`` and mistakes are answered at once.
 """
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +23,11 @@ from cramming.suggest import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "config"
 T = TypeVar("T")
+# Hydra's own; see `--hydra-help`.
+_FLAGS = (
+    "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
+    "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i",
+)  # fmt: skip
 
 _HELP = """\
 Pretrain a masked language model inside a fixed compute budget.
@@ -86,7 +92,7 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    failures: list[str] = []
+    failures: list[Exception] = []
     jobs: list[str] = []
 
     def task(composed: DictConfig) -> None:
@@ -98,11 +104,19 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
         try:
             composed.name = name
             job(typed(composed))
-        except UserError as error:
-            failures.append(f"{name}: {error}")
-            raise
+        except Exception as error:
+            failures.append(error)
+            if settings.mode == RunMode.MULTIRUN:  # raised, the other jobs go on; launchers of any kind learn of it
+                log = logging.getLogger(__name__)
+                log.error("job %s: %s", name, error, exc_info=not isinstance(error, UserError))
+                raise
+            if not isinstance(error, UserError):
+                raise
 
     words = list(argv)
+    for word in words:
+        if word.startswith("-") and word.split("=")[0] not in _FLAGS:
+            raise UserError(f"unknown flag {word}{nearest(word, _FLAGS)}")
     if {"-m", "--multirun"} & set(words):
         words.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_fixed_keys(words))}]")
     # With this set Hydra raises instead of printing a page and exiting with 1.
@@ -110,9 +124,11 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
     before, sys.argv = sys.argv, [sys.argv[0], *words]
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="pretrain")(task)()
-    except UserError:
+        if failures:
+            raise failures[0]
+    except UserError as error:
         if len(jobs) > 1:
-            raise UserError(f"{len(failures)} of {len(jobs)} jobs failed:\n  " + "\n  ".join(failures)) from None
+            raise UserError(f"{max(1, len(failures))} of {len(jobs)} jobs failed, the first with: {error}") from None
         raise
     except SystemExit as ended:  # argparse has already said what it could not read
         if ended.code:
@@ -268,5 +284,3 @@ def _groups() -> str:
         options = sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
         lines.append(f"  {group:<15} {', '.join(options) or '(none yet)'}")
     return "\n".join(lines)
-
-

@@ -45,7 +45,7 @@ def explain(error: BaseException, words: list[str], compose: Callable[[list[str]
 
 def unknown_key(key: str, words: list[str], compose: Callable[[list[str]], DictConfig]) -> str:
     """An option that does not exist: its replacement if an earlier system had it, else the nearest that does."""
-    bare = key.split("@")[0]
+    bare = key.split("@", maxsplit=1)[0]
     if (new := replacement(bare)) is not None:
         return f"option {bare} belongs to an earlier system; here it is: {new}"
     if bare in GROUPS or bare in _ALSO_GROUPS:
@@ -75,12 +75,12 @@ def _missing(error: MissingConfigException, text: str) -> str:
 def dotted_keys(tree: DictConfig, prefix: str = "") -> list[str]:
     """Every key of a tree, inner ones as ``a.b``."""
     keys = []
-    for key in tree:
+    for key in map(str, tree):
         path = f"{prefix}{key}"
         keys.append(path)
-        if not OmegaConf.is_missing(tree, key) and not OmegaConf.is_interpolation(tree, key):
-            if isinstance(tree[key], DictConfig):
-                keys += dotted_keys(tree[key], f"{path}.")
+        unreadable = OmegaConf.is_missing(tree, key) or OmegaConf.is_interpolation(tree, key)
+        if not unreadable and isinstance(tree[key], DictConfig):
+            keys += dotted_keys(tree[key], f"{path}.")
     return keys
 
 

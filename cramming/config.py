@@ -154,14 +154,14 @@ def typed(config: DictConfig) -> PretrainConfig:
         UserError: an unknown key, a wrong type or an impossible value, named.
     """
     try:
-        tree = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        tree: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         for path, group in CHOSEN.items():
             node = OmegaConf.select(tree, path)
             if node is None or "kind" not in node:
                 raise UserError(f"the configuration has no {path}: choose one with {group}=...")
             schema = OmegaConf.structured(registry.lookup(group, node.kind))
             OmegaConf.update(tree, path, OmegaConf.merge(schema, node), merge=False)
-        for kind, node in (tree.get("method") or {}).items():
+        for kind, node in (tree.method or {}).items():
             schema = OmegaConf.structured(registry.lookup("method", str(kind)))
             tree.method[kind] = OmegaConf.merge(schema, node or {})
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), tree))
@@ -182,7 +182,9 @@ def check(config: PretrainConfig) -> None:
         check_name(config.name)
     budget_s, stop_at_s = config.budget_s, config.stop_at_s
     if stop_at_s is not None and stop_at_s > budget_s:
-        raise UserError(f"stop_at={config.stop_at} lies after the end of budget={config.budget}; give at most the budget")
+        raise UserError(
+            f"stop_at={config.stop_at} lies after the end of budget={config.budget}; give at most the budget"
+        )
     train, impl = config.train, config.impl
     _positive("train.batch_size", train.batch_size)
     if train.batch_size_initial is not None:
@@ -216,7 +218,9 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"data.heldout_fraction={config.data.heldout_fraction} must lie between 0 and 1, such as 0.005")
     selectors = [kind for kind in config.method if getattr(registry.lookup("method", kind), "selects", False)]
     if len(selectors) > 1:
-        raise UserError(f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one of them")
+        raise UserError(
+            f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one of them"
+        )
 
 
 def check_microbatch(batch_size: int, microbatch_size: int) -> None:
@@ -229,7 +233,8 @@ def check_microbatch(batch_size: int, microbatch_size: int) -> None:
         divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
         best = min(divisors, key=lambda d: (abs(d - microbatch_size), -d))
         raise UserError(
-            f"impl.microbatch_size={microbatch_size} does not divide train.batch_size={batch_size}; the nearest that does is {best}"
+            f"impl.microbatch_size={microbatch_size} does not divide train.batch_size={batch_size}; "
+            f"the nearest that does is {best}"
         )
 
 

@@ -11,6 +11,7 @@ from cramming.cli import load_schemas, parse, run_command
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.evaluation.trained import Selection, find, load_model, load_tokenizer
+from cramming.model import Model
 
 _USAGE = """\
 Fill the masks of a sentence with a trained run's likeliest words.
@@ -28,7 +29,7 @@ class Options(Selection):
 
 
 @torch.no_grad()
-def fill(model: torch.nn.Module, tokenizer: Tokenizer, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
+def fill(model: Model, tokenizer: Tokenizer, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
     """The likeliest tokens for each ``[MASK]`` of a text.
 
     Args:
@@ -45,13 +46,15 @@ def fill(model: torch.nn.Module, tokenizer: Tokenizer, text: str, top: int = 5) 
     """
     parts = text.replace("[MASK]", tokenizer.token(tokenizer.mask_id)).split(tokenizer.token(tokenizer.mask_id))
     if len(parts) < 2:
-        raise UserError(f"there is no {tokenizer.token(tokenizer.mask_id)} in {text!r}: write one where a word is missing")
+        raise UserError(
+            f"there is no {tokenizer.token(tokenizer.mask_id)} in {text!r}: write one where a word is missing"
+        )
     pieces = [np.asarray(piece, dtype=np.int64) for piece in tokenizer.encode_batch(parts)]
     ids = [tokenizer.cls_id]
     for number, piece in enumerate(pieces):
         ids += [*([tokenizer.mask_id] if number else []), *piece.tolist()]
     ids.append(tokenizer.sep_id)
-    longest = int(model.max_positions)  # type: ignore[arg-type]
+    longest = int(model.max_positions)
     if len(ids) > longest:
         raise UserError(f"the text has {len(ids)} tokens; this model takes {longest}: shorten it")
     device = next(model.parameters()).device

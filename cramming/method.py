@@ -64,7 +64,11 @@ class Method:
         return (forward(batch) * batch.weights).sum() / batch.normalizer
 
     def update(self, run: "Run", batch: Batch, factor: float, step: Step) -> int:
-        """Use the gradients; ``step(factor)`` is the optimizer's, or the next method's. Returns steps taken (0 or 1)."""
+        """Use the gradients; ``step(factor)`` is the optimizer's, or the next method's.
+
+        Returns:
+            Steps taken: 0 or 1.
+        """
         return step(factor)
 
     def after_step(self, run: "Run") -> None:

@@ -1,7 +1,7 @@
 """The rate a device multiplies matrices at, the denominator of MFU.
 
-MFU = model FLOPs of the passes done / (seconds x peak FLOP/s), forward once and backward twice, predicted positions only
-through the vocabulary. The peak of a known GPU is the vendor's dense figure; any other device's is measured.
+MFU = model FLOPs of the passes done / (seconds x peak FLOP/s): forward once and backward twice, predicted positions
+only through the vocabulary. The peak of a known GPU is the vendor's dense figure; any other device's is measured.
 """
 
 import time
@@ -9,7 +9,15 @@ import time
 import torch
 
 # Dense bfloat16 tensor-core FLOP/s from NVIDIA's data sheets (without sparsity), by a word of the device's name.
-_PUBLISHED = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "A10": 125e12}
+_PUBLISHED = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "A10": 125e12,
+}
 
 
 def peak_flops_per_s(device: torch.device, precision: str) -> tuple[float, str]:

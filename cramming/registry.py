@@ -16,7 +16,7 @@ from cramming.suggest import nearest
 
 T = TypeVar("T")
 
-# Config groups whose options carry a ``kind`` key that chooses the dataclass. A method's kind is its key under ``method``.
+# Config groups whose options carry a ``kind`` that chooses the dataclass. A method's kind is its key under ``method``.
 GROUPS = ("arch", "data", "train/optim", "train/schedule", "method", "rst")
 PLUGIN_GROUP = "cramming.plugins"
 

@@ -54,7 +54,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         precision=impl.precision if impl.precision != "auto" else stored.precision if stored else _precision(where),
         threads=impl.threads if impl.threads != "auto" else stored.threads if stored else available_cores(),
         compile=impl.compile if impl.compile != "auto" else stored.compile if stored else where.type == "cuda",
-        microbatch_size=impl.microbatch_size if impl.microbatch_size != "auto" else stored and stored.microbatch_size,
+        microbatch_size=impl.microbatch_size if impl.microbatch_size != "auto" else stored.microbatch_size if stored else None,
     )
     lacking = _lacking(asked.precision, where)
     if lacking:
@@ -76,7 +76,9 @@ def read(run_dir: Path) -> Resolved | None:
     try:
         return Resolved(**json.loads(file.read_text())) if file.is_file() else None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}): delete it to choose anew, or start over with resume=false") from error
+        raise UserError(
+            f"{file} is damaged ({error}): delete it to choose anew, or start over with resume=false"
+        ) from error
 
 
 def write(run_dir: Path, resolved: Resolved) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cramming import checkpoint, faults, folder, resolve
-from cramming.build import Parts, build_run
+from cramming.build import Parts, build_run, split_of
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
@@ -29,7 +29,7 @@ from cramming.recording.pace import Pace
 from cramming.recording.panel import Header, build_display
 from cramming.recording.plot import plot_curves
 from cramming.recording.summary import summary_table, write_summary
-from cramming.recording.trackers import build_trackers
+from cramming.recording.trackers import Tracker, build_trackers
 from cramming.train import Run, train
 from cramming.validation import validate
 from rst.costs import WallClockCost
@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig) -> None:
         folder.remember(config, run_dir)  # refuse another configuration before any work
     with logging_to(None):
         store = prepare(config.data, Path(config.data_dir), progress=progress_for())
-        Parts(config, store, torch.device("cpu")).split()  # refuse a corpus smaller than a batch
+        split_of(store, config)  # refuse a corpus smaller than a batch
         with folder.held(run_dir), logging_to(run_dir / "run.log"):
             if not config.resume:
                 folder.start_over(run_dir)
@@ -91,7 +91,14 @@ class Session:
         self.impl = run.config.impl
         self.unit_s = run.config.rst.unit_s
         self.about = about(run)
-        run.notes = {"elapsed_s": 0.0, "train_wall_s": 0.0, "sequences": 0, "losses": [0.0, 0], "recent_loss": None, "validations": {}}
+        run.notes = {
+            "elapsed_s": 0.0,  # wall seconds in all, over every process that worked on the run
+            "train_wall_s": 0.0,  # of them, in steps
+            "sequences": 0,  # trained on
+            "losses": [0.0, 0],  # sum and number of steps since the last row
+            "recent_loss": None,  # running mean, for early stopping
+            "validations": {},  # the latest, by step
+        }
         self._resume()
         self._started_s = time.monotonic() - run.notes["elapsed_s"]
         self._step_began_s = time.monotonic()
@@ -114,9 +121,9 @@ class Session:
         trackers = build_trackers(
             run.config.wandb, self.impl.tensorboard, self.run_dir, str(run.config.name), asdict(run.config)
         )
-        summary = None
+        summary: dict[str, Any] | None = None
         with ExitStack() as stack:
-            stack.callback(lambda: [tracker.finish(summary) for tracker in trackers])
+            stack.callback(lambda: _finish_trackers(trackers, summary))
             self._metrics = stack.enter_context(metrics.MetricsLog(self.run_dir / "metrics.jsonl"))
             self._display = stack.enter_context(build_display(header))
             self._trackers = trackers
@@ -227,7 +234,7 @@ class Session:
             "data_fingerprint": run.stream.store.fingerprint,
             "cost_table": run.config.rst.kind,
             "free": list(run.config.free),
-            "fast_paths": {**asdict(self.resolved), **run.model.fast_paths()},  # type: ignore[operator]
+            "fast_paths": {**asdict(self.resolved), **run.model.fast_paths()},
             "git_revision": git_revision(),
             "environment": environment(device),
         }
@@ -251,7 +258,8 @@ class Session:
         run, notes = self.run, self.run.notes
         total, steps = notes["losses"]
         rate = self._pace.tokens_per_s()
-        flops = 3 * run.model.flops(run.stream.store.seq_length, run.stream.slots, len(run.model.active_layers))  # type: ignore[operator,arg-type]
+        length = run.stream.store.seq_length
+        flops = 3 * run.model.flops(length, run.stream.slots, len(run.model.active_layers))
         row = {
             "step": run.step,
             "progress": run.clock.progress,
@@ -261,8 +269,8 @@ class Session:
             "spent_s": run.clock.spent_s,
             "elapsed_s": time.monotonic() - self._started_s,
             "tokens_per_s": rate,
-            "mfu": flops * rate / run.stream.store.seq_length / self._peak if rate else None,
-            "layers": len(run.model.active_layers),  # type: ignore[arg-type]
+            "mfu": flops * rate / length / self._peak if rate else None,
+            "layers": len(run.model.active_layers),
             "batch_size": run.batch_size(run.clock.progress),
             **run.method.columns(),
             **more,
@@ -333,7 +341,7 @@ class Session:
 
 def about(run: Run) -> dict[str, Any]:
     """What a checkpoint says about itself and what must fit when it is read."""
-    parts = Parts(run.config, run.stream.store, torch.device("cpu"))
+    parts = Parts(run.config, run.stream.store.tokenizer.vocab_size, torch.device("cpu"))
     return {
         "architecture": parts.architecture(),
         "tokenizer_sha256": run.stream.store.tokenizer.sha256,
@@ -358,6 +366,11 @@ def check_fits(saved: checkpoint.Checkpoint, expected: dict[str, Any]) -> None:
                 f"checkpoint {saved.folder} is {words}: it has {manifest.get(key)}, this run has {expected[key]}; "
                 "choose another name, or start over with resume=false"
             )
+
+
+def _finish_trackers(trackers: list[Tracker], summary: dict[str, Any] | None) -> None:
+    for tracker in trackers:
+        tracker.finish(summary)
 
 
 @contextmanager

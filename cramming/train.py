@@ -16,6 +16,7 @@ from cramming.data.stream import Stream
 from cramming.engine import Engine
 from cramming.hashing import generator
 from cramming.method import Method
+from cramming.model import Model
 from rst.clock import Clock
 
 
@@ -24,7 +25,7 @@ class Run:
     """Everything a run is, and exactly what a checkpoint holds."""
 
     config: PretrainConfig
-    model: torch.nn.Module
+    model: Model
     engine: Engine
     stream: Stream
     clock: Clock
@@ -50,7 +51,7 @@ class Run:
         """The whole trajectory: weights, optimizer, stream, clock, method, engine, step, random state."""
         return {
             "model": self.model.state_dict(),
-            "active_layers": list(self.model.active_layers),  # type: ignore[arg-type]
+            "active_layers": list(self.model.active_layers),
             "engine": self.engine.state_dict(),
             "stream": self.stream.state_dict(),
             "clock": self.clock.state_dict(),
@@ -63,7 +64,7 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the trajectory where it was saved."""
         self.model.load_state_dict(state["model"])
-        self.model.active_layers = tuple(state["active_layers"])  # type: ignore[assignment]
+        self.model.active_layers = tuple(state["active_layers"])
         self.engine.load_state_dict(state["engine"])
         self.stream.load_state_dict(state["stream"])
         self.clock.load_state_dict(state["clock"])

@@ -2,7 +2,7 @@
 
 Positions of a sequence are ranked by a hash and the first ``round(rate x length)`` are predicted, so masks of different
 rates are nested; a second, independent hash decides which of them become [MASK] (80 %), a random token (10 %) or stay
-as they are (10 %; Devlin et al. 2019, section 3.1). Special tokens are never predicted, and random tokens are real ones.
+as they are (10 %; Devlin et al. 2019, section 3.1). Special tokens are never predicted; random tokens are real ones.
 The same sequence gets the same mask on any machine, at any microbatch size, on any number of ranks, after any resume.
 
 Shape legend: B sequences, S positions, P prediction slots.

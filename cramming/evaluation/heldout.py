@@ -45,11 +45,11 @@ def command(argv: list[str]) -> None:
     load_schemas()
     found = find(options)
     run = load_run(found)
-    result = validate(
-        run, mask_rate=options.mask_rate, mask_seed=options.mask_seed, limit=options.max_sequences
-    )
+    result = validate(run, mask_rate=options.mask_rate, mask_seed=options.mask_seed, limit=options.max_sequences)
     if result is None:
-        raise UserError(f"run {found.name} holds nothing out (data.heldout_fraction=0), so there is nothing to validate on")
+        raise UserError(
+            f"run {found.name} holds nothing out (data.heldout_fraction=0), so there is nothing to validate on"
+        )
     table = Table(title=f"{found.name}, step {found.checkpoint.step}", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")

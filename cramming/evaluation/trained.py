@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from cramming import folder, resolve
-from cramming.build import Parts, build_method, probe_engine
+from cramming.build import Parts, build_method
 from cramming.data.preparation import prepare
-from cramming.data.stream import Stream
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
+from cramming.model import Model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.session import about, check_fits
@@ -61,7 +61,7 @@ def load_tokenizer(found: folder.Found) -> Tokenizer:
     return tokenizer
 
 
-def load_model(found: folder.Found, vocab_size: int) -> torch.nn.Module:
+def load_model(found: folder.Found, vocab_size: int) -> Model:
     """The checkpoint's weights in their model, ready to be asked.
 
     Raises:
@@ -87,12 +87,9 @@ def load_run(found: folder.Found) -> Run:
     config = found.config
     resolved = stored_resolution(found)
     store = prepare(config.data, Path(config.data_dir), progress=progress_for())
-    parts = Parts(config, store, torch.device(resolved.device))
-    engine = probe_engine(parts, resolved)
-    rate = config.train.mask_rate
-    stream = Stream(
-        store, parts.split(), seed=config.seed, mask_rate=lambda: rate, max_mask_rate=rate, device=parts.device
-    )
+    parts = Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device))
+    engine = parts.spare_engine(resolved)
+    stream = parts.stream(store, lambda: config.train.mask_rate)
     method = build_method(config.method, config.train.optim.needs_method)
     clock = Clock({"main": StepsCost()}, config.budget_s)
     run = Run(config, engine.model, engine, stream, clock, method, lambda _: 0.0, lambda _: config.train.batch_size)
