@@ -62,7 +62,8 @@ class Masking:
         ranks = (hashes & (_NEVER ^ _KEPT_BITS)) | position
         ranks, positions = ranks.masked_fill_(~candidates, _NEVER).topk(slots, dim=1, largest=False, sorted=True)
         wanted = torch.full((size,), length, device=tokens.device) if lengths is None else lengths
-        predicted = (position[:slots] < (wanted * rate).round()[:, None]) & (ranks != _NEVER)
+        count = (wanted.double() * rate).round()  # float32 would round 150 x 0.07 down, and leave a slot empty
+        predicted = (position[:slots] < count[:, None]) & (ranks != _NEVER)
         labels = tokens.gather(1, positions)
         draw = mix(sequence[:, None] + positions + key("replace", seed)) & _NEVER
         random = mix(sequence[:, None] + positions + key("random", seed)) & _NEVER
