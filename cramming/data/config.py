@@ -1,0 +1,58 @@
+"""What ``data=...`` decides. Each source adds its own options in its own file under ``sources/``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cramming.data.sources.source import Source
+from cramming.errors import UserError
+from cramming.progress import ProgressSink
+from cramming.suggest import nearest
+
+LAYOUTS = ("packed", "document")
+
+
+@dataclass
+class DataConfig:
+    """From a source of text to fixed-length sequences of token ids."""
+
+    kind: str = "???"
+    name: str = "???"
+    seq_length: int = 128  # tokens in a sequence
+    layout: str = "packed"  # packed: documents joined and cut; document: one document per sequence, padded
+    row_cls: bool = True  # packed sequences begin with [CLS]
+    tokenizer: str = "train"  # train, or a folder, a tokenizer.json, a vocab.txt, or a Hugging Face name
+    vocab_size: int = 8192  # of the tokenizer trained here; a foreign one brings its own
+    max_documents: int | None = None  # stop after so many documents
+    max_tokens: int | None = None  # stop after so many tokens of text ([SEP] after each document included)
+    heldout_fraction: float = 0.005  # of the sequences, kept out of training to validate on
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            UserError: one of them.
+        """
+        if self.layout not in LAYOUTS:
+            raise UserError(f"data.layout={self.layout} is not known{nearest(self.layout, LAYOUTS)}")
+        if self.seq_length < 4:
+            raise UserError(f"data.seq_length={self.seq_length} is too short; it takes 4 or more, usually 128")
+        if not self.tokenizer:
+            raise UserError("data.tokenizer is empty; use train, a folder, a vocabulary file or a Hugging Face name")
+        if self.tokenizer == "train" and self.vocab_size < 128:
+            raise UserError(
+                f"data.vocab_size={self.vocab_size} is too small; it takes 128 or more, usually 8192 or 32768"
+            )
+        if not 0 <= self.heldout_fraction < 1:
+            raise UserError(f"data.heldout_fraction={self.heldout_fraction} is not a share; it takes 0 to below 1")
+        for key in ("max_documents", "max_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"data.{key}={value} leaves nothing; it takes 1 or more, or null for no limit")
+
+    def source(self, data_dir: Path, workers: int, progress: ProgressSink) -> Source:
+        """The text itself. ``workers`` processes may help; what has to be kept goes below ``data_dir``.
+
+        Raises:
+            UserError: it is not there or not usable.
+        """
+        raise NotImplementedError(f"data kind {self.kind} has no source")

@@ -1,0 +1,92 @@
+"""What preparing will give and cost, from a quick look at the beginning."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cramming.data.config import DataConfig
+from cramming.data.sources.source import Source
+from cramming.data.tokenizer import Tokenizer
+from cramming.data.tokenizer_training import throwaway
+from cramming.data.tokenizing import Encoder
+from cramming.errors import UserError
+from cramming.progress import amount, duration
+
+_GLIMPSED_CHARACTERS = 400_000
+_THROWAWAY_CHARACTERS = 100_000
+_TRAINING_BYTES_PER_S = 4e6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expectations; every figure is a rough one."""
+
+    text_bytes: float
+    tokens: float
+    rows: float
+    store_bytes: float
+    working_bytes: float  # on the disk while preparing, the store included
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"expecting about {amount(self.rows, 'sequences')}, {amount(self.tokens, 'tokens')} from "
+            f"{amount(self.text_bytes, 'B')} of text, {amount(self.store_bytes, 'B')} on disk "
+            f"({amount(self.working_bytes, 'B')} while preparing), {duration(self.seconds)}"
+        )
+
+    def check_disk(self, data_dir: Path) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            UserError: it cannot.
+        """
+        free = shutil.disk_usage(data_dir).free
+        if self.working_bytes > free:
+            raise UserError(
+                f"preparing needs about {amount(self.working_bytes, 'B')} of disk, {data_dir} has "
+                f"{amount(free, 'B')} free; set data_dir to a larger disk, or data.max_tokens to less"
+            )
+
+
+def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, workers: int) -> Estimate:
+    """Expectations from the source's first text. Without a ``tokenizer``, a small one stands in for it.
+
+    Raises:
+        UserError: there is no text, or not as its config says.
+    """
+    texts, raw = source.glimpse(_GLIMPSED_CHARACTERS)
+    if not texts:
+        raise UserError(f"{source.name} holds no text; name a file, folder or glob with some")
+    characters = sum(map(len, texts))
+    text_share = sum(len(text.encode()) for text in texts) / max(1.0, raw)
+    text_bytes = text_share * max(source.total, raw)
+    training_s = 0.0
+    if tokenizer is None:
+        joined = " ".join(texts)[:_THROWAWAY_CHARACTERS]
+        tokenizer = throwaway([joined], min(config.vocab_size, 4096))
+        training_s = min(text_bytes, source.sample_bytes) / _TRAINING_BYTES_PER_S
+    encoder = Encoder(tokenizer)
+    begun = time.monotonic()
+    glimpsed_tokens = sum(len(encoder.encode(text)) for text in texts)
+    encode_s = time.monotonic() - begun
+    scale = text_bytes / max(1, sum(len(text.encode()) for text in texts))
+    documents = scale * len(texts)
+    if config.max_documents is not None:
+        scale *= min(1.0, config.max_documents / documents)
+    if config.max_tokens is not None:
+        scale = min(scale, config.max_tokens / max(1, glimpsed_tokens))
+    tokens = scale * (glimpsed_tokens + len(texts))
+    width = config.seq_length - int(config.row_cls)
+    rows = tokens / width if config.layout == "packed" else scale * len(texts)
+    size = tokenizer.dtype.itemsize
+    store_bytes = rows * config.seq_length * size + (4 * rows if config.layout == "document" else 0)
+    return Estimate(
+        text_bytes=scale * characters,
+        tokens=tokens,
+        rows=rows,
+        store_bytes=store_bytes,
+        working_bytes=store_bytes + tokens * size + scale * len(texts) * 4,
+        seconds=training_s + scale * encode_s / max(1, workers),
+    )

@@ -1,0 +1,231 @@
+"""From a data config to an opened token store: every stage cached, locked and restartable.
+
+Below ``data_dir``::
+
+    hashes.json                      content hashes of files, remembered by path, size and time
+    tokenizer-<fingerprint>/         a tokenizer trained here, or fetched from the hub
+    store-<fingerprint>.work/        parts of a store being made; a killed run goes on from them
+    store-<fingerprint>/             a whole store, renamed into place
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import numpy as np
+import tokenizers
+
+from cramming import faults
+from cramming.data.config import DataConfig
+from cramming.data.durable import disk_full_named, replace, sync_folder, write_file
+from cramming.data.estimate import estimate
+from cramming.data.fingerprint import fingerprint
+from cramming.data.packing import Packed, pack
+from cramming.data.sources.source import Piece, Source
+from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
+from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
+from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train
+from cramming.data.tokenizing import Part, part_path, read_part, tokenize
+from cramming.data.workers import default_workers
+from cramming.errors import UserError
+from cramming.progress import ProgressSink, Silent
+
+# Raw input below this is done in this process: starting others would take longer.
+_SMALL_BYTES = 1_000_000
+
+
+def prepare(
+    config: DataConfig, data_dir: Path, workers: int | None = None, progress: ProgressSink | None = None
+) -> TokenStore:
+    """The token store of ``config``, made if it is not there yet.
+
+    Killed at any moment and called again, it ends with the same bytes as if it had never been killed.
+    ``workers`` processes help (``None``: one per core; 0: none).
+
+    Raises:
+        UserError: the input, the tokenizer or the disk cannot be used.
+    """
+    config.check()
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"data_dir={data_dir} cannot be created ({error.strerror}); set data_dir to another folder"
+        ) from error
+    with disk_full_named(data_dir):
+        return _Preparation(config, data_dir, workers, progress or Silent()).store()
+
+
+class _Preparation:
+    """One call of ``prepare``."""
+
+    def __init__(self, config: DataConfig, data_dir: Path, workers: int | None, progress: ProgressSink) -> None:
+        self._config = config
+        self._data_dir = data_dir
+        self._progress = progress
+        self._workers = default_workers() if workers is None else workers
+        self._source: Source = config.source(data_dir, self._workers, progress)
+        if workers is None and self._source.unit == "B" and self._source.total < _SMALL_BYTES:
+            self._workers = 0
+
+    def store(self) -> TokenStore:
+        """The stages in their order."""
+        tokenizer = self._existing_tokenizer()
+        if tokenizer is None or not self._store_folder(tokenizer).exists():
+            expected = estimate(self._config, self._source, tokenizer, self._workers)
+            self._progress.note(str(expected))
+            expected.check_disk(self._data_dir)
+        if tokenizer is None:
+            tokenizer = self._trained_tokenizer()
+        folder = self._store_folder(tokenizer)
+        work = folder.with_name(f"{folder.name}.work")
+        if not folder.exists():
+            with locked(folder, self._progress):
+                if not folder.exists():
+                    self._make_store(tokenizer, folder, work)
+        if work.exists():
+            shutil.rmtree(work, ignore_errors=True)  # another process may be doing the same
+        return TokenStore.open(folder)
+
+    def _tokenizer_folder(self) -> Path:
+        name = self._config.tokenizer
+        facts: tuple[object, ...] = ("hub", name)
+        if name == "train":
+            facts = ("wordpiece", TRAINING_VERSION, self._source.fingerprint, self._config.vocab_size)
+        return self._data_dir / f"tokenizer-{fingerprint(*facts)}"
+
+    def _existing_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, unless it is still to be trained."""
+        name = self._config.tokenizer
+        if name != "train" and is_local(name):
+            return Tokenizer.load(Path(name).expanduser())
+        folder = self._tokenizer_folder()
+        if (folder / FILE).exists():
+            return Tokenizer.load(folder)
+        if name == "train":
+            return None
+        with locked(folder, self._progress):
+            tokenizer = from_hub(name)
+            tokenizer.save(folder)
+        return tokenizer
+
+    def _trained_tokenizer(self) -> Tokenizer:
+        folder = self._tokenizer_folder()
+        with locked(folder, self._progress):
+            if not (folder / FILE).exists():
+                texts = sample(self._source, self._progress)
+                size = self._config.vocab_size
+                self._progress.stage("training a tokenizer", size, "pieces")
+                tokenizer = train(texts, size, self._source.name)
+                self._progress.advance(size)
+                self._progress.done()
+                faults.point("tokenizer-trained")
+                tokenizer.save(folder)
+                faults.point("tokenizer-written")
+        return Tokenizer.load(folder)
+
+    def _store_folder(self, tokenizer: Tokenizer) -> Path:
+        config = self._config
+        # [CLS] begins every sequence of the document layout, whatever row_cls says.
+        layout = [config.layout, config.seq_length, config.row_cls or config.layout == "document"]
+        limits = [config.max_documents, config.max_tokens]
+        facts = ("store", STORE_VERSION, self._source.fingerprint, tokenizer.sha256, layout, limits)
+        return self._data_dir / f"store-{fingerprint(*facts)}"
+
+    def _make_store(self, tokenizer: Tokenizer, folder: Path, work: Path) -> None:
+        config, source, progress = self._config, self._source, self._progress
+        new = work / "store"
+        shutil.rmtree(new, ignore_errors=True)  # a store half packed is packed again: that takes no time
+        new.mkdir(parents=True)
+        tokenizer.save(new)
+        total, unit = (source.total, source.unit) if config.max_tokens is None else (config.max_tokens, "tokens")
+        progress.stage("tokenizing", total, unit)
+        pieces = _first_documents(source.pieces(), config.max_documents)
+        count = tokenize(pieces, new, work, max_tokens=config.max_tokens, workers=self._workers, progress=progress)
+        progress.done()
+        if count == 0:
+            raise UserError(f"{source.name} holds no text; name a file, folder or glob with some")
+        progress.stage("packing", count, "blocks")
+        parts = _counted((read_part(part_path(work, number), tokenizer.dtype) for number in range(count)), progress)
+        packed = pack(
+            parts,
+            tokenizer,
+            new,
+            seq_length=config.seq_length,
+            layout=config.layout,
+            row_cls=config.row_cls,
+            max_tokens=config.max_tokens,
+        )
+        progress.done()
+        if packed.rows == 0:
+            raise UserError(
+                f"{source.name} holds {packed.tokens} tokens, less than one sequence of "
+                f"data.seq_length={config.seq_length}; use more text, or shorter sequences"
+            )
+        manifest = self._manifest(tokenizer, packed) | {"fingerprint": folder.name.removeprefix("store-")}
+        write_file(new / MANIFEST, [json.dumps(manifest, indent=2, sort_keys=True).encode()], "manifest")
+        sync_folder(new)
+        replace(new, folder, "store")
+        faults.point("store-renamed")
+
+    def _manifest(self, tokenizer: Tokenizer, packed: Packed) -> dict[str, object]:
+        config, source = self._config, self._source
+        return {
+            "source": config.kind,
+            "source_fingerprint": source.fingerprint,
+            "inputs": source.inputs,
+            "rows": packed.rows,
+            "seq_length": config.seq_length,
+            "layout": config.layout,
+            "row_cls": config.row_cls or config.layout == "document",
+            "dtype": tokenizer.dtype.name,
+            "documents": packed.documents,
+            "tokens": packed.tokens,
+            "text_bytes": packed.text_bytes,
+            "max_documents": config.max_documents,
+            "max_tokens": config.max_tokens,
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer_sha256": tokenizer.sha256,
+            "tokens_sha256": packed.sha256,
+            "versions": {
+                "store": STORE_VERSION,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "tokenizers": tokenizers.__version__,
+            },
+        }
+
+
+def _first_documents(pieces: Iterable[Piece], limit: int | None) -> Iterator[Piece]:
+    for piece in pieces:
+        yield piece
+        if limit is not None and piece.last:
+            limit -= 1
+            if limit == 0:
+                return
+
+
+def _counted(parts: Iterable[Part], progress: ProgressSink) -> Iterator[Part]:
+    for part in parts:
+        yield part
+        progress.advance(1)
+
+
+@contextmanager
+def locked(folder: Path, progress: ProgressSink | None) -> Iterator[None]:
+    """Hold the lock of ``folder`` against other processes; the operating system frees it when this one dies."""
+    lock = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if progress is not None:
+            progress.note(f"another process is making {folder.name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

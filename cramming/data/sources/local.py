@@ -1,0 +1,98 @@
+"""``data=local``: your own text: txt, jsonl, csv or parquet; a file, a folder or a glob; plain, .gz, .xz or .zst."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cramming.data.config import DataConfig
+from cramming.data.fingerprint import content_hashes, fingerprint
+from cramming.data.sources import formats
+from cramming.data.sources.files import find, stem_suffix
+from cramming.data.sources.source import Piece, Source
+from cramming.errors import UserError
+from cramming.progress import ProgressSink
+from cramming.registry import register
+from cramming.suggest import nearest
+
+DOCUMENTS = ("line", "block", "file")
+SAMPLE_BYTES = 16_000_000
+_GLIMPSE_FILES = 4
+
+
+@register("data", "local")
+@dataclass
+class LocalConfig(DataConfig):
+    """Files on this machine."""
+
+    kind: str = "local"
+    name: str = "local"
+    path: str | None = None  # file, folder (recursive) or glob
+    text_column: str = "text"  # of jsonl, csv and parquet files
+    document: str = "block"  # what is one document of a plain text: line, block (between blank lines) or file
+
+    def check(self) -> None:
+        """See ``DataConfig.check``."""
+        super().check()
+        if not self.path:
+            raise UserError("data=local needs data.path=<file, folder or glob>")
+        if self.document not in DOCUMENTS:
+            raise UserError(f"data.document={self.document} is not known{nearest(self.document, DOCUMENTS)}")
+
+    def source(self, data_dir: Path, workers: int, progress: ProgressSink) -> Source:
+        """See ``DataConfig.source``."""
+        assert self.path, "check() comes first"
+        return LocalSource(self.path, self.document, self.text_column, data_dir, progress)
+
+
+class LocalSource:
+    """Documents of files, in the order of their sorted paths.
+
+    Raises:
+        UserError: nothing is at ``path``, or it cannot be read.
+    """
+
+    unit = "B"
+    shuffled = False
+    sample_bytes = SAMPLE_BYTES
+
+    def __init__(self, path: str, document: str, text_column: str, data_dir: Path, progress: ProgressSink) -> None:
+        self.name = f"data.path={path}"
+        self._document = document
+        self._text_column = text_column
+        self._files = find(path)
+        hashes = content_hashes(self._files, data_dir, progress)
+        self._sizes = [file.stat().st_size for file in self._files]
+        self.total = float(sum(self._sizes))
+        self.inputs: list[dict[str, str | int]] = [
+            {"file": file.name, "bytes": size, "sha256": sha256}
+            for file, size, sha256 in zip(self._files, self._sizes, hashes, strict=True)
+        ]
+        # The format and the compression belong to the content; where the files lie and what they are called do not.
+        formats_read = [(stem_suffix(file), file.suffix) for file in self._files]
+        self.fingerprint = fingerprint("local", 1, hashes, formats_read, document, text_column)
+
+    def pieces(self) -> Iterator[Piece]:
+        """See ``Source.pieces``."""
+        before = 0.0
+        for file, size in zip(self._files, self._sizes, strict=True):
+            for piece in formats.read(file, self._document, self._text_column):
+                yield piece._replace(position=before + piece.position)
+            before += size
+
+    def glimpse(self, characters: int) -> tuple[list[str], float]:
+        """See ``Source.glimpse``: the beginnings of a few files spread over the corpus."""
+        step = max(1, len(self._files) // _GLIMPSE_FILES)
+        chosen = self._files[::step][:_GLIMPSE_FILES]
+        texts: list[str] = []
+        raw = 0.0
+        for file in chosen:
+            taken = 0
+            position = 0.0
+            for piece in formats.read(file, self._document, self._text_column):
+                texts.append(piece.text)
+                taken += len(piece.text)
+                position = piece.position
+                if taken >= characters / len(chosen):
+                    break
+            raw += position
+        return texts, raw

@@ -1,0 +1,102 @@
+"""What a source of text is: numbered nothing, just documents one after the other, in an order that never changes.
+
+Documents come as *pieces* of bounded length, so that a document of a terabyte costs no more memory than a tweet.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+# A document longer than this is passed on in pieces of at most this many characters.
+PIECE_CHARACTERS = 1 << 18
+# Where a piece may end: what every pre-tokenizer in use separates words at.
+_BREAKS = " \n\t"
+
+
+class Piece(NamedTuple):
+    """A document or a part of one."""
+
+    text: str
+    last: bool  # the document ends here
+    position: float  # how much of the source was read so far, in the units of ``Source.total``
+
+
+class Source(Protocol):
+    """Text to train on. ``cramming.data.sources`` has one file for each; the config of a source makes it."""
+
+    name: str  # as a person would call it in a message
+    fingerprint: str  # of everything that decides the text
+    inputs: list[dict[str, str | int]]  # what it read, for the manifest of the store
+    unit: str  # what ``total`` counts; ``B`` for bytes
+    shuffled: bool  # any prefix is a fair sample
+    sample_bytes: int  # of text, to train a tokenizer on
+
+    @property
+    def total(self) -> float:
+        """Size of the raw input in ``unit``, for progress and estimates."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """All documents that hold anything but white space.
+
+        Raises:
+            UserError: the input is not usable text.
+        """
+
+    def glimpse(self, characters: int) -> tuple[list[str], float]:
+        """About ``characters`` of text and how much raw input they took, for estimates."""
+
+
+class Assembler:
+    """Joins fragments of text into pieces, and keeps blank documents out."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._length = 0
+        self._begun = False  # an earlier piece of this document was passed on
+
+    def add(self, fragment: str, position: float) -> Iterator[Piece]:
+        """Continue the document."""
+        if self._length and self._length + len(fragment) > PIECE_CHARACTERS:
+            yield from self._flush(False, position)
+        self._parts.append(fragment)
+        self._length += len(fragment)
+
+    def end(self, position: float) -> Iterator[Piece]:
+        """End the document, if one was begun."""
+        yield from self._flush(True, position)
+        self._begun = False
+
+    def _flush(self, last: bool, position: float) -> Iterator[Piece]:
+        text = "".join(self._parts)
+        self._parts, self._length = [], 0
+        blank = not text or text.isspace()
+        if not blank or (last and self._begun):
+            self._begun = True
+            yield Piece("" if blank else text, last, position)
+
+
+def bounded(text: str) -> Iterator[str]:
+    """Cut a long text into fragments of at most ``PIECE_CHARACTERS``, before white space where there is any.
+
+    For tokenizers that separate words at white space (all of BERT's kind) the token ids do not change. Only a run
+    of more than ``PIECE_CHARACTERS`` without a space is cut inside. Where it is cut depends on the text alone.
+    """
+    while len(text) > PIECE_CHARACTERS:
+        at = cut_point(text)
+        yield text[:at]
+        text = text[at:]
+    yield text
+
+
+def cut_point(text: str) -> int:
+    """Where a text of more than ``PIECE_CHARACTERS`` is cut first."""
+    at = max(text.rfind(space, 1, PIECE_CHARACTERS) for space in _BREAKS)
+    return at if at > 0 else PIECE_CHARACTERS
+
+
+def documents_to_pieces(documents: Iterator[tuple[str, float]]) -> Iterator[Piece]:
+    """Whole documents, each with its position in the source, as pieces."""
+    assembler = Assembler()
+    for text, position in documents:
+        for fragment in bounded(text):
+            yield from assembler.add(fragment, position)
+        yield from assembler.end(position)
