@@ -40,7 +40,12 @@ class BertEncoder(Encoder):
 
     def __init__(self, config: BertConfig, vocab_size: int, max_positions: int) -> None:
         embeddings = Embeddings(
-            vocab_size, max_positions, config.token_types, config.hidden, config.norm_eps, config.dropout
+            vocab_size,
+            max_positions,
+            config.token_types,
+            config.hidden,
+            norm_eps=config.norm_eps,
+            dropout=config.dropout,
         )
         super().__init__(embeddings, (PostNormBlock(config) for _ in range(config.layers)), vocab_size, max_positions)
         self.config = config
@@ -56,6 +61,8 @@ class BertEncoder(Encoder):
 
 class Bert(BertEncoder):
     """BERT with the masked-language-model head."""
+
+    head: MaskedLanguageHead
 
     def __init__(self, config: BertConfig, vocab_size: int, max_positions: int) -> None:
         super().__init__(config, vocab_size, max_positions)
@@ -95,14 +102,18 @@ class Bert(BertEncoder):
 
 
 class BertClassifier(BertEncoder):
-    """BERT with a classification head on its first token."""
+    """BERT with a classification head on its first token; its input is whole sequences, not masked ones."""
+
+    head: ClassificationHead
 
     def __init__(self, config: BertConfig, vocab_size: int, max_positions: int, labels: int) -> None:
         super().__init__(config, vocab_size, max_positions)
         self.head = ClassificationHead(config.hidden, labels, config.dropout)
         self._initialize()
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None
+    ) -> Tensor:
         """Logits of each sequence: (B, S), (B, S) true where a token is, (B, S) -> (B, C)."""
         layout = Layout.of(inputs, mask)
         logits: Tensor = self.head(layout.pad(self.encode(inputs, layout, token_types)[0])[:, 0])

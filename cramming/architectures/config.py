@@ -54,7 +54,7 @@ class ArchConfig:
 @register("arch", "bert")
 @dataclass
 class BertConfig(ArchConfig):
-    """BERT as published (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): post-norm, erf GELU, learned positions.
+    """BERT as published (https://arxiv.org/abs/1810.04805): post-norm, erf GELU, learned positions.
 
     Raises:
         UserError: sizes that no model can have; ``build``: sequences longer than the position table.

@@ -17,8 +17,11 @@ class Encoder(Model):
     """Embeddings and L blocks. Any ascending subset of the blocks may be active; the others stay out of the graph.
 
     ``embeddings(inputs, layout, token_types)`` gives (T, H) and the word matrix for a tied decoder;
-    ``block(x, layout, queries)`` maps (T, H) to (T, H), or to (N, H) at the slots in use of ``queries``.
+    ``block(x, layout, queries)`` maps (T, H) to (T, H), or to (N, H) at the slots in use of ``queries``. A subclass
+    sets ``head``.
     """
+
+    head: nn.Module
 
     def __init__(self, embeddings: nn.Module, blocks: Iterable[nn.Module], vocab_size: int, max_positions: int) -> None:
         super().__init__()

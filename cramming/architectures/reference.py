@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cramming.architectures.bert import Bert, BertClassifier
+from cramming.architectures.encoder import Encoder
+from cramming.architectures.layers.heads import ClassificationHead
 from cramming.architectures.layers.unpadding import Layout
 from cramming.architectures.reference_keys import FAMILIES, HEADS, MLM, REGRESSION, Family
 from cramming.errors import UserError
@@ -69,16 +70,17 @@ def dense_outputs(
         ``hidden`` (B, S, H), zero at padding; ``logits`` (B, S, V), or (B, C) with a classification head; and with
         labels the scalar ``loss``: the mean over those that count.
     """
-    assert isinstance(model, Bert | BertClassifier), type(model)
+    assert isinstance(model, Encoder), type(model)
     layout = Layout.of(input_ids, attention_mask)
     x, decoder = model.encode(input_ids, layout, token_type_ids)
     outputs = {"hidden": layout.pad(x)}
-    if isinstance(model, BertClassifier):
-        outputs["logits"] = model.head(outputs["hidden"][:, 0])
+    head = model.head
+    if isinstance(head, ClassificationHead):
+        outputs["logits"] = head(outputs["hidden"][:, 0])
         if labels is not None:
-            outputs["loss"] = model.head.loss(outputs["logits"], labels)
+            outputs["loss"] = head.loss(outputs["logits"], labels)
         return outputs
-    outputs["logits"] = logits = layout.pad(model.head(x, decoder))
+    outputs["logits"] = logits = layout.pad(head(x, decoder))
     if labels is not None:
         wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         outputs["loss"] = F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORED_LABEL)

@@ -67,7 +67,8 @@ class SelfAttention(nn.Module):
         context = attend(q, k, v, layout.mask, self.dropout if self.training else 0.0)
         grid = context.transpose(1, 2).flatten(2)  # (B, Q, H)
         rows = layout.unpad(grid) if queries is None else queries.take(grid.flatten(0, 1))
-        return self.output(rows)
+        mixed: Tensor = self.output(rows)
+        return mixed
 
     def _projected(self, x: Tensor, layout: Layout, queries: Queries | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, A, Q, D), keys and values (B, A, S, D)."""
@@ -81,5 +82,6 @@ class SelfAttention(nn.Module):
 
     def _heads(self, grid: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, S, parts*H) -> parts of (B, A, S, D), copied once into the order batched products need."""
-        split = grid.unflatten(-1, (parts, self.heads, self.hidden // self.heads))
-        return split.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        split = grid.view(*grid.shape[:2], parts, self.heads, self.hidden // self.heads)
+        ordered: tuple[Tensor, ...] = split.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        return ordered

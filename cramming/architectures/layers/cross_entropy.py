@@ -25,7 +25,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         """(N, H), (V, H), (V,), (N,) -> (N,)."""
-        logits = F.linear(x, weight, bias)
+        logits = F.linear(x, weight)  # the bias joins in float32 below, where it needs no pass of its own
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = torch.empty(labels.shape, dtype=wide, device=x.device)
         differentiate = any(ctx.needs_input_grad[:3])
@@ -33,7 +33,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
             chosen = labels[part, None]
-            log_probabilities = F.log_softmax(logits[part], dim=-1, dtype=wide)
+            log_probabilities = F.log_softmax(logits[part].to(wide).add_(bias), dim=-1)
             at_label = log_probabilities.gather(1, chosen)
             losses[part] = -at_label.squeeze(1)
             if differentiate:
@@ -61,5 +61,5 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 
     Losses are float32 (float64 for float64 inputs) whatever the precision of the logits.
     """
-    losses: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels)
+    losses: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels)  # type: ignore[no-untyped-call]
     return losses

@@ -55,7 +55,7 @@ def tied_lookup(weight: Tensor, ids: Tensor, padding_id: int | None = None) -> t
         ids: (T,) token ids.
         padding_id: a token whose lookup gives no gradient, as in the reference; None: there is none.
     """
-    rows, alias = _TiedLookup.apply(weight, ids, padding_id)
+    rows, alias = _TiedLookup.apply(weight, ids, padding_id)  # type: ignore[no-untyped-call]
     return rows, alias
 
 
@@ -63,7 +63,7 @@ class Embeddings(nn.Module):
     """LayerNorm(word + position + type), the sum of three learned tables (Devlin et al., 2018, section 3)."""
 
     def __init__(
-        self, vocab_size: int, positions: int, token_types: int, hidden: int, norm_eps: float, dropout: float
+        self, vocab_size: int, positions: int, token_types: int, hidden: int, *, norm_eps: float, dropout: float
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, hidden)
@@ -71,7 +71,7 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(token_types, hidden)
         self.norm = nn.LayerNorm(hidden, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
-        self.padding_id: int | None = None
+        self.padding_id: int | None = None  # a token whose lookup gives no gradient; importers set it
 
     def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, H); no types: all of type 0."""

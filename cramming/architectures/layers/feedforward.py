@@ -17,4 +17,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        return self.contract(F.gelu(self.expand(x)))
+        contracted: Tensor = self.contract(F.gelu(self.expand(x)))
+        return contracted
