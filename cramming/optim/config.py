@@ -148,13 +148,14 @@ class Sgd(OptimConfig):
     def build(self, groups: "list[dict[str, Any]]") -> "torch.optim.Optimizer":
         import torch
 
+        # Not fused: that kernel refuses a parameter whose first gradient comes later than the others', as that of a
+        # layer that was not active before does (torch 2.13: "expected Tensor ... but got NoneType").
         return torch.optim.SGD(
             groups,
             lr=self.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            fused=can_fuse(groups),
         )
 
 
