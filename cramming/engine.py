@@ -61,7 +61,7 @@ class Engine:
         self.skipped_in_a_row = 0
         self.skipped_steps = 0
         self.grad_norm = float("nan")  # of the last step, before clipping
-        self.loss = float("nan")  # of the last step: mean over its predicted tokens
+        self.loss = float("nan")  # of the last step: mean over its predicted tokens, of passes charged to ``train``
         self.predicted_tokens = 0
         self._loss = torch.zeros((), device=next(model.parameters()).device)
         self._scale = _FIRST_SCALE if precision == "float16" else 1.0
@@ -96,7 +96,8 @@ class Engine:
             size = len(batch)
         else:
             self._collect()
-            self._loss += loss.detach()
+            if account == "train":  # a second pass, or an estimate between steps, is not the loss that is trained on
+                self._loss += loss.detach()
             return loss.detach()
         # Outside the except clause: the traceback no longer holds the tensors that filled the memory.
         fitting = self._largest_fitting(batch, size // 2)
