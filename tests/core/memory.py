@@ -29,6 +29,7 @@ from rst.work import Work
 CPU = torch.device("cpu")
 VOCABULARY, LENGTH, LAYERS = 64, 24, 2
 MASK_RATE = 0.25
+FLAT = Constant()
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def run_of(
     stop_at: float | None = None,
     seed: int = 0,
     batch_size: Callable[[float], int] = lambda progress: 8,
-    schedule: Callable[[float], float] = Constant(),
+    schedule: Callable[[float], float] = FLAT,
     layout: str = "packed",
     dropout: float = 0.0,
     microbatch_size: int = 4,
