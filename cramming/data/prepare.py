@@ -1,10 +1,20 @@
 """``python -m cramming.data.prepare data=...``: make the token store, without a model."""
 
+import sys
 from pathlib import Path
 
+from cramming.cli import compose, run_command
 from cramming.data.config import DataConfig
 from cramming.data.preparation import prepare
 from cramming.progress import amount, progress_for
+
+_USAGE = """\
+Prepare a corpus without a model: text, tokenizer, token store. Every stage is cached and goes on after a kill.
+
+  python -m cramming.data.prepare data=local data.path=my/texts
+  python -m cramming.data.prepare data=python_docs data.max_tokens=1000000
+
+Options: those of pretrain_bert.py that begin with data, and base_dir, data_dir, arch (its vocab_size is the default)"""
 
 
 def run(config: DataConfig, data_dir: Path, workers: int | None = None) -> None:
@@ -21,3 +31,20 @@ def run(config: DataConfig, data_dir: Path, workers: int | None = None) -> None:
         f"{manifest['documents']:,} documents, {amount(manifest['tokens'], 'tokens')}, "
         f"vocabulary {store.tokenizer.vocab_size:,}, {amount(size, 'B')}"
     )
+
+
+def command(argv: list[str]) -> None:
+    """Compose the configuration ``argv`` describes and prepare its data.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(_USAGE)
+        return
+    config = compose(argv)
+    run(config.data, Path(config.data_dir))
+
+
+if __name__ == "__main__":
+    run_command(lambda: command(sys.argv[1:]))

@@ -1,10 +1,25 @@
 """``python -m cramming.data.show data=... n=4``: what the model sees, readable."""
 
+import sys
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+from cramming.cli import compose, run_command
+from cramming.data.preparation import prepare
 from cramming.data.tokenizer import Tokenizer
+from cramming.errors import UserError
+from cramming.progress import progress_for
+
+_USAGE = """\
+Print training sequences as the model sees them: one document a line; predicted tokens in brackets.
+
+  python -m cramming.data.show data=python_docs n=4
+
+  ‹true›         [MASK] stands there        ‹true→other›   another token does        ‹true=›   left as it was
+
+Options: n=4 sequences, and those of pretrain_bert.py that begin with data, train.mask_rate, seed"""
 
 
 def show(
@@ -55,3 +70,38 @@ def _documents(row: np.ndarray, given: np.ndarray, marks: Collection[int], token
 def _joined(pieces: list[str]) -> str:
     """Word pieces joined to words; marked ones stay apart, so that what is predicted can be seen."""
     return " ".join(pieces).replace(" ##", "")
+
+
+def command(argv: list[str]) -> None:
+    """Prepare the data ``argv`` describes and print the first sequences of the stream with their masks.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    import torch
+
+    from cramming.build import Parts
+
+    if {"-h", "--help"} & set(argv):
+        print(_USAGE)
+        return
+    count = _count([word.removeprefix("n=") for word in argv if word.startswith("n=")])
+    config = compose([word for word in argv if not word.startswith("n=")])
+    store = prepare(config.data, Path(config.data_dir), progress=progress_for())
+    parts = Parts(config, store.tokenizer.vocab_size, torch.device("cpu"))
+    batch = parts.stream(store, lambda: config.train.mask_rate).draw(count)
+    predicted = [row[weight > 0].numpy() for row, weight in zip(batch.positions, batch.weights, strict=True)]
+    rows = store.read(batch.ids.numpy())[0].astype(np.int64)
+    for line in show(rows, store.tokenizer, batch.ids.tolist(), batch.inputs.numpy(), predicted):
+        print(line)
+
+
+def _count(values: list[str]) -> int:
+    value = values[-1] if values else "4"
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"n={value} must be a whole number from 1")
+    return int(value)
+
+
+if __name__ == "__main__":
+    run_command(lambda: command(sys.argv[1:]))
