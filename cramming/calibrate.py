@@ -23,6 +23,8 @@ from rst.table import CostTable, Provenance, TableError
 from rst.work import Work
 
 DISTRIBUTION = "budget-bert"
+ROUNDS = 25  # enough timings of each probe for prices within a few percent
+ATTEMPTS = 3  # at measuring on a machine that is too busy; each is given twice the time of the one before
 log = logging.getLogger(__name__)
 
 # Makes the callables to time, by the work each of them does; called only when something is measured.
@@ -116,8 +118,7 @@ def calibrate(
     try:
         if refresh or not path.exists():
             log.info("measuring the cost table of %s in about %.0f s", target.architecture, within_s)
-            timings = measure(probes(), within_s=within_s, synchronize=synchronize, progress=progress)
-            build_table(timings, _provenance(target, machine)).save(path)
+            _measured(probes(), _provenance(target, machine), within_s, synchronize, progress).save(path)
         return CostTable.load(path)
     except CalibrationError as error:
         raise UserError(f"rst=calibrate: {error}") from error
@@ -125,6 +126,28 @@ def calibrate(
         raise UserError(f"{error}; measure anew with rst=calibrate rst.refresh=true") from error
     finally:
         lock.release()
+
+
+def _measured(
+    probes: Mapping[Work, Callable[[], None]],
+    provenance: Provenance,
+    within_s: float,
+    synchronize: Callable[[], None] | None,
+    progress: Callable[[float], None] | None,
+) -> CostTable:
+    """A table, measured for longer and longer while the machine is too busy for a sensible one."""
+    for attempt in range(ATTEMPTS):
+        longer_s = within_s * 2**attempt
+        timings = measure(
+            probes, rounds=ROUNDS * 2**attempt, within_s=longer_s, synchronize=synchronize, progress=progress
+        )
+        try:
+            return build_table(timings, provenance)
+        except (CalibrationError, TableError) as error:
+            if attempt == ATTEMPTS - 1:
+                raise
+            log.warning("%s; measuring again, for longer", error)
+    raise AssertionError("every attempt returns or raises")
 
 
 def _provenance(target: Target, machine: Machine) -> Provenance:

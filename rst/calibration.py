@@ -20,7 +20,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
-from rst.table import Column, CostTable, Provenance, line_through, off_the_line
+from rst.table import LINE_TOLERANCE, Column, CostTable, Provenance, line_through, off_the_line
 from rst.work import Kind, Work
 
 P = TypeVar("P", bound=Hashable)
@@ -31,6 +31,7 @@ MIN_ROUNDS = 3
 SWEEPS = 5
 WINDOW = 11  # timings around a timing that say how slow the machine was then
 MAX_CALLS = 10_000
+ALMOST = 0.95  # of the cost of 1 layer is the cost of none where all that is known is that it must be less
 MAD_TO_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
@@ -121,8 +122,8 @@ def measure(
 
 
 def probe_depths(layers: int) -> list[int]:
-    """The depths worth measuring for a model of ``layers`` layers: 0, about L/4, L/2 and 3L/4, and L, ascending."""
-    return sorted({round(layers * quarter / 4) for quarter in range(5)})
+    """The depths worth measuring for a model of ``layers`` layers: 0, 1, about L/3 and 2L/3, and L, ascending."""
+    return sorted({0, *(1 + round((layers - 1) * third / 3) for third in range(4))})
 
 
 def probe_works(layers: int, length: int, sequences: int) -> list[Work]:
@@ -135,15 +136,16 @@ def probe_works(layers: int, length: int, sequences: int) -> list[Work]:
 def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostTable:
     """A cost table from measured work: depths between the measured ones are interpolated linearly.
 
-    A column that noise has put out of order, or far off the line that depth must give, is replaced by its robust line.
-    The provenance gets a note that says so, and one that says what was measured and how much timings scattered.
+    A column that noise has put out of order, or far off the line that depth must give, is replaced by its robust line
+    if at least half of the measured depths lie close to that. Notes in the provenance say so, and say what was measured
+    and how much timings scattered.
 
     Args:
-        timings: passes over one number of sequences, at 0 layers, at L and at some depths between, for both kinds and
-            for every length; and one update.
+        timings: passes over one number of sequences, at 0, 1 and L layers and at some depths between, for both kinds
+            and for every length; and one update.
 
     Raises:
-        CalibrationError: the cost does not grow with depth at all, or the measured work does not make up a table.
+        CalibrationError: the cost does not grow with depth as a line, or the measured work does not make up a table.
         TableError: the result cannot be right (forward costs as much as forward and backward, ...).
     """
     passes = {work: timing for work, timing in timings.items() if work.kind != "update"}
@@ -158,8 +160,8 @@ def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostT
         column = {work.layers: timing for work, timing in passes.items() if (work.kind, work.length) == (kind, length)}
         points = {depth: column[depth].seconds for depth in sorted(column)}
         where = f"{kind}, length {length}"
-        if not {0, layers} <= points.keys() or layers == 0:
-            raise CalibrationError(f"{where}: measured at {list(points)} layers; needs 0, all, and at least one")
+        if layers == 0 or not {0, 1, layers} <= points.keys():
+            raise CalibrationError(f"{where}: measured at {list(points)} layers; a table needs 0, 1 and all layers")
         columns[kind][length], note = _column(points)
         spread = median(timing.spread for timing in column.values())
         notes.append(
@@ -226,12 +228,18 @@ def _column(points: Mapping[int, float]) -> tuple[Column, str]:
     interpolated = (*column, points[max(points)])
     if all(less < more for less, more in pairwise(interpolated)) and off_the_line(interpolated) is None:
         return interpolated, ""
-    intercept, slope = line_through(list(points.items()))
+    slanted = [point for point in points.items() if point[0] > 0]
+    intercept, slope = line_through(slanted) if len(slanted) > 1 else (0.0, points[1])
+    straight = [intercept + slope * depth for depth in range(len(interpolated))]
+    if 0 < points[0] < straight[1]:
+        straight[0] = points[0]
+    elif straight[0] <= 0:
+        straight[0] = ALMOST * straight[1]
     measured = ", ".join(f"{depth}: {seconds:.4g} s" for depth, seconds in points.items())
-    if intercept <= 0 or slope <= 0:
+    near = sum(abs(seconds - straight[depth]) <= LINE_TOLERANCE * straight[depth] for depth, seconds in slanted)
+    if slope <= 0 or min(straight) <= 0 or 2 * near < len(slanted):
         raise CalibrationError(
             f"the measured cost does not grow with depth as a line above zero ({measured}): the machine is too busy; "
             "calibrate again when it is quieter, or give it more seconds"
         )
-    straight = tuple(intercept + slope * depth for depth in range(len(interpolated)))
-    return straight, f"; straightened, measured {measured}"
+    return tuple(straight), f"; straightened, measured {measured}"

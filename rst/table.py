@@ -13,7 +13,8 @@ number is taken as proportional. One optimizer update costs ``update_s``, whatev
 
 A table is refused when it cannot be right: a price that is not positive and finite, a depth that is missing, more
 layers that do not cost more, a forward pass that costs as much as forward and backward, or an entry far from the line
-through its column (a transformer's layers all cost the same, so time is a line in depth).
+through its column (layers all cost the same, so time is a line in depth from 1 layer on; no layers at all may cost less
+than the line says, because the last layer can be cheaper than the others: its output is needed at few positions only).
 """
 
 import json
@@ -30,7 +31,7 @@ from rst.work import Work
 
 FORMAT = 1
 # An entry may lie off the line by this share of the line's value, or by this share of one layer's cost if that is more:
-# at 0 layers little is left to take a share of. Misprints are off by much more; depth-dependent cache effects are not.
+# few layers leave little to take a share of. Misprints are off by much more, effects of caches by less.
 LINE_TOLERANCE = 0.15
 LAYER_TOLERANCE = 0.5
 
@@ -175,14 +176,16 @@ def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def off_the_line(column: Column) -> tuple[int, float] | None:
-    """The number of layers whose seconds lie furthest off the line, and the line there; None if all lie close to it."""
-    intercept, slope = line_through(list(enumerate(column)))
+    """The number of layers (from 1) whose seconds are furthest off the line, and the line there; None if none is far."""
+    if len(column) < 3:
+        return None
+    intercept, slope = line_through(list(enumerate(column))[1:])
 
     def excess(layers: int) -> float:
         line = intercept + slope * layers
         return abs(column[layers] - line) / max(LINE_TOLERANCE * line, LAYER_TOLERANCE * abs(slope))
 
-    worst = max(range(len(column)), key=excess)
+    worst = max(range(1, len(column)), key=excess)
     return (worst, intercept + slope * worst) if excess(worst) > 1 else None
 
 

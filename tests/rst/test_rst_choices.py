@@ -145,16 +145,27 @@ def test_a_damaged_table_is_named_with_the_way_out(speed: dict[str, float], tmp_
         costs(CalibrateConfig(), tmp_path, "a")
 
 
-def test_a_machine_too_busy_to_be_measured_is_one_line(
+def test_a_busy_machine_is_measured_longer_and_then_refused_in_one_line(
     speed: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        calibration, "measure", lambda probes, **_: {work: Timing(1.0 / (1 + work.layers), 0.5, 3) for work in probes}
-    )
+    given_s: list[float] = []
+    quiet_from = 3
+
+    def measure(probes: Mapping[Work, Callable[[], None]], *, within_s: float, **_: Any) -> dict[Work, Timing]:
+        given_s.append(within_s)
+        noise = 0.0 if len(given_s) >= quiet_from else 100.0
+        return {work: Timing(price(work, 1.0) + noise / (1 + work.layers), 0.5, 3) for work in probes}
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    assert costs(CalibrateConfig(within_s=5.0), tmp_path, "a").seconds(FULL) == pytest.approx(1.5)
+    assert given_s == [5.0, 10.0, 20.0]
+    given_s.clear()
+    quiet_from = 4
     with pytest.raises(UserError, match="too busy") as refused:
-        costs(CalibrateConfig(), tmp_path)
+        costs(CalibrateConfig(refresh=True), tmp_path, "b")
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "b").exists()
+    assert costs(CalibrateConfig(), tmp_path, "c").seconds(FULL) == pytest.approx(1.5), "the table before is kept"
 
 
 def _measure_in_child(base_dir: Path, run: str, barrier: Any, count: Any) -> None:
