@@ -176,7 +176,7 @@ def line_through(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def off_the_line(column: Column) -> tuple[int, float] | None:
-    """The number of layers (from 1) whose seconds are furthest off the line, and the line there; None if none is far."""
+    """The number of layers (from 1) whose seconds are furthest off the line, and the line there; None if none is."""
     if len(column) < 3:
         return None
     intercept, slope = line_through(list(enumerate(column))[1:])
