@@ -7,6 +7,7 @@ leading "special" tokens and rebuilding the model without them removes the only 
 
 import hashlib
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -132,15 +133,10 @@ def alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, vocab_siz
         counts.update(normalizer.normalize_str(text))
     for space in [character for character in counts if character.isspace()]:
         del counts[space]
-    left_over = (1 - _COVERAGE) * sum(counts.values())
-    others = sorted((c for c in counts if c not in _ASCII), key=lambda c: (counts[c], c))  # the rarest first
-    dropped = 0
-    while others and (left_over >= counts[others[dropped]]):
-        left_over -= counts[others[dropped]]
-        dropped += 1
-        if dropped == len(others):
-            break
-    kept = others[dropped:][-(vocab_size // 4) :]
+    rarest_first = sorted((c for c in counts if c not in _ASCII), key=lambda c: (counts[c], c))
+    shares = itertools.accumulate(counts[c] / counts.total() for c in rarest_first)
+    frequent = [c for c, share in zip(rarest_first, shares, strict=True) if share > 1 - _COVERAGE]
+    kept = frequent[-(vocab_size // 4) :]
     return sorted({*_ASCII, *kept})
 
 

@@ -29,6 +29,7 @@ from cramming.registry import register
 # This project's direct dependencies; what they depend on is followed.
 DISTRIBUTIONS = (
     "torch",
+    "numpy",
     "hydra-core",
     "omegaconf",
     "datasets",
@@ -37,12 +38,14 @@ DISTRIBUTIONS = (
     "transformers",
     "safetensors",
     "lion-pytorch",
-    "wandb",
+    "pyarrow",
+    "zstandard",
+    "filelock",
     "rich",
     "matplotlib",
+    "wandb",
     "scipy",
     "scikit-learn",
-    "zstandard",
 )
 SAMPLE_BYTES = 4_000_000
 HARVEST_VERSION = 1  # of the code that turns files into text; part of every fingerprint
@@ -64,7 +67,7 @@ class PythonDocsConfig(DataConfig):
 
     def source(self, data_dir: Path, workers: int, progress: ProgressSink) -> Source:
         """See ``DataConfig.source``."""
-        return PythonDocs(data_dir, workers)
+        return PythonDocs(data_dir, workers, DISTRIBUTIONS)
 
 
 class PythonDocs:
@@ -78,7 +81,7 @@ class PythonDocs:
     shuffled = True
     sample_bytes = SAMPLE_BYTES
 
-    def __init__(self, data_dir: Path, workers: int, distributions: tuple[str, ...] = DISTRIBUTIONS) -> None:
+    def __init__(self, data_dir: Path, workers: int, distributions: tuple[str, ...]) -> None:
         found = installed(distributions)
         versions = sorted((name, one.version) for name, one in found.items())
         self.inputs: list[dict[str, str | int]] = [

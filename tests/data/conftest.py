@@ -1,0 +1,34 @@
+"""A vocabulary small enough to check rows by hand."""
+
+from pathlib import Path
+
+import pytest
+
+#: Ids 0 to 4 as everywhere, then a = 5, b = 6, ... z = 30.
+LETTERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> str:
+    """A vocabulary file: every single letter is a token."""
+    path = tmp_path / "letters" / "vocab.txt"
+    path.parent.mkdir()
+    path.write_text("\n".join(LETTERS) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def english() -> str:
+    """About 60 kB of text with many different words, the same every time: paragraphs, blank lines between documents."""
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    state = 1
+    words: list[str] = []
+    for number in range(9000):
+        word = ""
+        for _ in range(1 + number % 3):
+            state = state * 6364136223846793005 % (1 << 64) + 1442695040888963407
+            word += syllables[(state >> 40) % len(syllables)]
+        words.append(word)
+        if number % 20 == 19:
+            words.append(".\n\n" if number % 100 == 99 else ".\n")
+    return " ".join(words)
