@@ -113,7 +113,8 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
             if not isinstance(error, UserError):
                 raise
 
-    words = list(argv)
+    # Hydra's parser wants all overrides together, behind the flags.
+    words = sorted(argv, key=lambda word: "=" in word and not word.startswith("-"))
     for word in words:
         if word.startswith("-") and word.split("=")[0] not in _FLAGS:
             raise UserError(f"unknown flag {word}{nearest(word, _FLAGS)}")

@@ -11,11 +11,20 @@ import signal
 
 VARIABLE = "CRAMMING_KILL_AT"
 
-_wanted, _, _nth = os.environ.get(VARIABLE, "").partition(":")
-_passages = itertools.count(1)  # its next() is atomic: threads pass points too
+_wanted, _nth, _passages = "", 1, itertools.count(1)
+
+
+def arm(wanted: str) -> None:
+    """End this process at a point named ``<name>:<nth>``; tests call it in processes that are already running."""
+    global _wanted, _nth, _passages
+    _wanted, _, nth = wanted.partition(":")
+    _nth, _passages = int(nth or 1), itertools.count(1)  # its next() is atomic: threads pass points too
 
 
 def point(name: str) -> None:
-    """Pass the point ``name``; the process ends here if the environment asked for it."""
-    if name == _wanted and next(_passages) == int(_nth or 1):
+    """Pass the point ``name``; the process ends here if it was armed."""
+    if name == _wanted and next(_passages) == _nth:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get(VARIABLE, ""))
