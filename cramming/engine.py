@@ -198,13 +198,14 @@ class Engine:
             torch.cuda.synchronize(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, the loss scale and the count of skipped steps."""
+        """The optimizer's state, the loss scale, the count of skipped steps and the last gradient's norm."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scale": self._scale,
             "good_steps": self._good_steps,
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "grad_norm": self.grad_norm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,6 +213,7 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self._scale, self._good_steps = state["scale"], state["good_steps"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        self.grad_norm = state["grad_norm"]
 
     def _forward(self, account: str, kind: Kind) -> Forward:
         def forward(batch: Batch, logits: bool = False) -> Tensor:

@@ -154,10 +154,11 @@ class Session:
         self._display.tick(run.step, run.clock.progress)
         before, self._spent_s = self._spent_s, run.clock.spent_s
         row: dict[str, Any] = {}
-        if self._crossed(self.impl.validate_every_h, before) and not run.clock.exhausted:
-            row = self._validated()
-        if row or run.step % self.impl.log_every_steps == 0:
-            self._write_row(row)
+        if not run.clock.exhausted:  # the last row is written, with a validation, when the run ends
+            if self._crossed(self.impl.validate_every_h, before):
+                row = self._validated()
+            if row or run.step % self.impl.log_every_steps == 0:
+                self._write_row(row)
         marks = [hour for hour in self.impl.keep_at_h if before < hour * self.unit_s <= run.clock.spent_s]
         every = self.impl.save_every_steps
         if marks or (every and run.step % every == 0) or self._crossed(self.impl.save_every_h, before):
