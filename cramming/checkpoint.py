@@ -27,7 +27,7 @@ from cramming import faults
 from cramming.errors import UserError
 
 FORMAT = 1
-_FOLDER = re.compile(r"step=(\d{8,})")
+_FOLDER = re.compile(r"(?:\.replaced-)?step=(\d{8,})")
 _FILES = ("model.safetensors", "state.safetensors", "state.json")
 _log = logging.getLogger(__name__)
 
@@ -42,11 +42,16 @@ def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, torch.Tensor):
+            if node.layout is not torch.strided or node.dtype is torch.complex128:  # safetensors knows neither
+                raise refused(path, f"{node.layout} tensor of {node.dtype}")
+            name = path
+            while name in tensors or name == "__metadata__":  # {"a.b": ...} beside {"a": {"b": ...}}; a reserved word
+                name += "'"
             # One copy each: safetensors refuses tensors that share memory, and a view would save its whole base.
-            tensors[path] = node.detach().to("cpu", copy=True).contiguous()
-            return {"$tensor": path}
+            tensors[name] = node.detach().to("cpu", copy=True).contiguous()
+            return {"$tensor": name}
         if isinstance(node, float) and not math.isfinite(node):
-            return {"$float": repr(node)}
+            return {"$float": float.__repr__(node)}  # numpy's float64 is a float with a repr of its own
         if node is None or isinstance(node, (bool, int, float, str)):
             return node
         if isinstance(node, Mapping):
@@ -57,7 +62,10 @@ def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(node, (list, tuple)):
             values = [walk(value, f"{path}.{index}") for index, value in enumerate(node)]
             return values if isinstance(node, list) else {"$tuple": values}
-        raise TypeError(f"state {path or '(root)'} has type {type(node).__name__}, which a checkpoint cannot hold")
+        raise refused(path, type(node).__name__)
+
+    def refused(path: str, what: str) -> TypeError:
+        return TypeError(f"state {path or '(root)'} has type {what}, which a checkpoint cannot hold")
 
     return walk(state, path), tensors
 
@@ -88,7 +96,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Optimizer steps taken."""
-        return int(self.folder.name.removeprefix("step="))
+        return int(self.folder.name.rpartition("=")[2])
 
     def manifest(self) -> dict[str, Any]:
         """What it says about itself.
@@ -103,6 +111,8 @@ class Checkpoint:
                 raise UserError(
                     f"checkpoint {self.folder} has format {manifest['format']}; this version reads {FORMAT}"
                 )
+            if manifest["seal"] != _seal(manifest):
+                raise ValueError("it does not match its checksum")
             return manifest
         except (OSError, ValueError, KeyError, AssertionError) as error:
             if isinstance(error, UserError):
@@ -133,8 +143,10 @@ class Checkpoint:
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """Every checkpoint in a run's ``checkpoints`` folder, oldest first."""
-    found = [Checkpoint(entry) for entry in folder.glob("step=*") if _FOLDER.fullmatch(entry.name)]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    # One that was being replaced by a later state of the same step counts where a kill kept that from its place.
+    entries = [*folder.glob(".replaced-step=*"), *folder.glob("step=*")]
+    found = {c.step: c for c in (Checkpoint(entry) for entry in entries if _FOLDER.fullmatch(entry.name))}
+    return [found[step] for step in sorted(found)]
 
 
 def newest(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
@@ -167,7 +179,7 @@ def select(folder: Path, which: str) -> Checkpoint:
         return found[-1]
     if match := re.fullmatch(r"step=(\d+)", which):
         matching = [c for c in found if c.step == int(match[1])]
-    elif match := re.fullmatch(r"([\d.]+)h", which):
+    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)h", which):
         matching = [c for c in found if float(match[1]) in c.manifest().get("kept_at_h", [])]
     else:
         raise UserError(f"checkpoint @{which} is not understood: give @last, @step=4000 or @12h")
@@ -188,7 +200,7 @@ def save(
         state: what to save; ``state["model"]`` must map names to tensors.
         about: JSON values to show beside it, such as the budget spent and the tokenizer's hash.
         keep: how many of the newest to keep.
-        kept_at_h: hour marks this one is kept for; empty for an ordinary one.
+        kept_at_h: hour marks this one is kept for; empty for an ordinary one. A step saved again keeps its marks.
 
     Raises:
         UserError: the disk is full or not writable; nothing that was saved before is lost.
@@ -197,8 +209,7 @@ def save(
     _, weights = flatten(state["model"])
     final, temporary = folder / f"step={step:08d}", folder / f".writing-step={step:08d}"
     try:
-        for leftover in folder.glob(".*-step=*"):
-            shutil.rmtree(leftover)
+        _clear(folder)
         temporary.mkdir(parents=True)
         save_file(weights, temporary / "model.safetensors")
         faults.point("checkpoint-weights")
@@ -206,22 +217,23 @@ def save(
         (temporary / "state.json").write_text(json.dumps(tree, allow_nan=False))
         faults.point("checkpoint-state")
         sums = {name: _sha256(temporary / name) for name in _FILES}
-        manifest = {"format": FORMAT, "step": step, "kept_at_h": kept_at_h, **about, "sha256": sums}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        marks = sorted({*kept_at_h, *_kept_at_h(Checkpoint(final))})
+        manifest = {"format": FORMAT, "step": step, "kept_at_h": marks, **about, "sha256": sums}
+        (temporary / "manifest.json").write_text(json.dumps({**manifest, "seal": _seal(manifest)}, indent=2))
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
         faults.point("checkpoint-fsync")
-        if final.exists():  # the same step saved again, for instance at the end: never a moment without either
-            final.rename(folder / f".old-step={step:08d}")
+        if final.exists():  # the same step saved again, for instance at the end; never a moment without either
+            final.rename(folder / f".replaced-{final.name}")
+            faults.point("checkpoint-replace")
         temporary.rename(final)
         _sync(folder)
         faults.point("checkpoint-rename")
         for outdated in _outdated(folder, keep):
             # Renamed first, so that a kill in the middle of deleting leaves no damaged checkpoint behind.
             outdated.folder.rename(folder / f".old-{outdated.folder.name}")
-        for leftover in folder.glob(".old-step=*"):
-            shutil.rmtree(leftover)
+        _clear(folder)
         faults.point("checkpoint-pruned")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -236,6 +248,16 @@ def save(
     return final
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a killed write left; a replaced checkpoint whose successor is missing goes back to its place."""
+    for leftover in folder.glob(".*-step=*"):
+        final = folder / leftover.name.removeprefix(".replaced-")
+        if leftover.name.startswith(".replaced-") and not final.exists():
+            leftover.rename(final)
+        else:
+            shutil.rmtree(leftover)
+
+
 def _outdated(folder: Path, keep: int) -> Iterator[Checkpoint]:
     for checkpoint in checkpoints(folder)[:-keep]:
         try:
@@ -244,6 +266,20 @@ def _outdated(folder: Path, keep: int) -> Iterator[Checkpoint]:
             continue  # damaged ones stay for a person to look at
         if not kept:
             yield checkpoint
+
+
+def _kept_at_h(checkpoint: Checkpoint) -> list[float]:
+    """The hour marks of a checkpoint; none where there is none that can be read."""
+    try:
+        return list(checkpoint.manifest()["kept_at_h"])
+    except UserError:
+        return []
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The checksum of a manifest's values."""
+    values = json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
