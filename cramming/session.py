@@ -3,6 +3,7 @@
 ``pretrain`` is the whole of the ``pretrain_bert.py`` command. ``Session`` is what the loop calls after every step.
 """
 
+import json
 import logging
 import signal
 import time
@@ -194,7 +195,7 @@ class Session:
         run = self.run
         reason = run.notes.get("ended")
         done = run.clock.exhausted or reason
-        if not done or not (self.run_dir / "summary.json").exists():
+        if not done or self._summarised_step() != run.step:
             return False
         if reason is None and run.clock.spent_s < run.clock.budget_s:
             way_on = f"it has reached stop_at={run.config.stop_at}: leave that out, or raise it, to go on"
@@ -202,6 +203,12 @@ class Session:
             way_on = "it is finished; resume=false starts it over, from_run= repeats it under another name"
         print(f"{run.config.name} is at step {run.step}, {run.clock.progress:.1%} of its budget: {way_on}")
         return True
+
+    def _summarised_step(self) -> int | None:
+        try:
+            return int(json.loads((self.run_dir / "summary.json").read_text())["steps"])
+        except (OSError, ValueError, KeyError):
+            return None
 
     def _finish(self, reason: str, device: str) -> dict[str, Any]:
         """Validate, save, write the summary and the plot. Repeating it changes nothing."""
@@ -239,8 +246,8 @@ class Session:
             "git_revision": git_revision(),
             "environment": environment(device),
         }
-        write_summary(self.run_dir / "summary.json", summary)
         plot_curves(rows, self.run_dir / "curves.png", str(run.config.name), unit)
+        write_summary(self.run_dir / "summary.json", summary)  # last: a summary of this step says that all is there
         return summary
 
     def _account(self) -> None:

@@ -81,6 +81,12 @@ def test_killed_several_times(finished: Path, folder: Path, seed: int) -> None:
     interrupted(finished, folder, preparing, *training, f"step:{draw.randint(1, 3)}")
 
 
+def test_killed_between_an_earlier_stop_and_the_summary_of_the_end(finished: Path, folder: Path) -> None:
+    """The summary of the stop must not be taken for that of the end."""
+    assert runs.run(runs.command(folder, "name=whole", "stop_at=6")) == 0
+    interrupted(finished, folder, "summary-write:1")
+
+
 def test_killed_at_random_moments(finished: Path, folder: Path) -> None:
     """Real kills, whenever they come: at moments spread over a whole run's life."""
     draw = random.Random(1)
