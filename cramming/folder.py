@@ -134,7 +134,9 @@ def find(base_dir: str, name: str | None, which: str | None = None) -> Found:
         newest[run] = max(newest.get(run, 0.0), os.path.getmtime(file))
     if name is None:
         if not newest:
-            raise UserError(f"there is no trained run in {base_dir}; train one with pretrain_bert.py, or give base_dir=...")
+            raise UserError(
+                f"there is no trained run in {base_dir}; train one with pretrain_bert.py, or give base_dir=..."
+            )
         name = max(newest, key=lambda run: newest[run])
     check_name(name)
     run_dir = root / name

@@ -84,7 +84,11 @@ def test_killed_several_times(finished: Path, folder: Path, seed: int) -> None:
 def test_killed_between_an_earlier_stop_and_the_summary_of_the_end(finished: Path, folder: Path) -> None:
     """The summary of the stop must not be taken for that of the end."""
     assert runs.run(runs.command(folder, "name=whole", "stop_at=6")) == 0
-    interrupted(finished, folder, "summary-write:1")
+    words = runs.command(folder, "name=whole")
+    assert runs.run(words, kill_at="summary-write:1") == -signal.SIGKILL
+    assert runs.run(words) == 0
+    assert json.loads((folder / "outputs" / "whole" / "summary.json").read_text())["steps"] == 12
+    assert runs.same(runs.weights(folder, "whole"), runs.weights(finished, "whole"))
 
 
 def test_killed_at_random_moments(finished: Path, folder: Path) -> None:
