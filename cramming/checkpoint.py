@@ -87,6 +87,13 @@ def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return {key: unflatten(value, tensors) for key, value in tree.items()}
 
 
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the checksum of its own values, so that a damaged one is known too."""
+    values = {key: value for key, value in manifest.items() if key != "seal"}
+    text = json.dumps(values, sort_keys=True)
+    return {**values, "seal": hashlib.sha256(text.encode()).hexdigest()}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint on disk, not yet read."""
@@ -111,7 +118,7 @@ class Checkpoint:
                 raise UserError(
                     f"checkpoint {self.folder} has format {manifest['format']}; this version reads {FORMAT}"
                 )
-            if manifest["seal"] != _seal(manifest):
+            if manifest != sealed(manifest):
                 raise ValueError("it does not match its checksum")
             return manifest
         except (OSError, ValueError, KeyError, AssertionError) as error:
@@ -219,7 +226,7 @@ def save(
         sums = {name: _sha256(temporary / name) for name in _FILES}
         marks = sorted({*kept_at_h, *_kept_at_h(Checkpoint(final))})
         manifest = {"format": FORMAT, "step": step, "kept_at_h": marks, **about, "sha256": sums}
-        (temporary / "manifest.json").write_text(json.dumps({**manifest, "seal": _seal(manifest)}, indent=2))
+        (temporary / "manifest.json").write_text(json.dumps(sealed(manifest), indent=2))
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
@@ -274,12 +281,6 @@ def _kept_at_h(checkpoint: Checkpoint) -> list[float]:
         return list(checkpoint.manifest()["kept_at_h"])
     except UserError:
         return []
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """The checksum of a manifest's values."""
-    values = json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True)
-    return hashlib.sha256(values.encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

@@ -116,7 +116,7 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, key: str, says:
     train(folder, "name=a", "stop_at=4")
     newest = checkpoint.checkpoints(folder / "outputs" / "a" / "checkpoints")[-1].folder
     manifest = json.loads((newest / "manifest.json").read_text())
-    (newest / "manifest.json").write_text(json.dumps({**manifest, key: "something else"}))
+    (newest / "manifest.json").write_text(json.dumps(checkpoint.sealed({**manifest, key: "something else"})))
     with pytest.raises(UserError, match=says):
         train(folder, "name=a")
 
