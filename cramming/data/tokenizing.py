@@ -21,8 +21,8 @@ from cramming.data.workers import Workers
 from cramming.progress import ProgressSink
 
 BLOCK_CHARACTERS = 1 << 20
-# Words remembered with their ids, in each process: about 50 MB.
-_REMEMBERED_WORDS = 200_000
+# Words remembered with their ids, in each process: about 25 MB.
+_REMEMBERED_WORDS = 100_000
 _HEADER = 3  # int64 numbers at the start of a part: document ends, ids, bytes of text
 
 
