@@ -59,9 +59,8 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
     texts, raw = source.glimpse(_GLIMPSED_CHARACTERS)
     if not texts:
         raise UserError(f"{source.name} holds no text; name a file, folder or glob with some")
-    characters = sum(map(len, texts))
-    text_share = sum(len(text.encode()) for text in texts) / max(1.0, raw)
-    text_bytes = text_share * max(source.total, raw)
+    glimpsed_bytes = sum(len(text.encode()) for text in texts)
+    text_bytes = glimpsed_bytes / max(1.0, raw) * max(source.total, raw)
     training_s = 0.0
     if tokenizer is None:
         joined = " ".join(texts)[:_THROWAWAY_CHARACTERS]
@@ -71,7 +70,7 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
     begun = time.monotonic()
     glimpsed_tokens = sum(len(encoder.encode(text)) for text in texts)
     encode_s = time.monotonic() - begun
-    scale = text_bytes / max(1, sum(len(text.encode()) for text in texts))
+    scale = text_bytes / max(1, glimpsed_bytes)
     documents = scale * len(texts)
     if config.max_documents is not None:
         scale *= min(1.0, config.max_documents / documents)
@@ -83,7 +82,7 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
     size = tokenizer.dtype.itemsize
     store_bytes = rows * config.seq_length * size + (4 * rows if config.layout == "document" else 0)
     return Estimate(
-        text_bytes=scale * characters,
+        text_bytes=scale * glimpsed_bytes,
         tokens=tokens,
         rows=rows,
         store_bytes=store_bytes,
