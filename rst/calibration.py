@@ -27,7 +27,7 @@ P = TypeVar("P", bound=Hashable)
 
 # How the numbers come about; part of the identity of a stored table. Raise it when a change here changes them.
 PROTOCOL = 1
-MIN_ROUNDS = 3
+MIN_ROUNDS = 5
 SWEEPS = 5
 WINDOW = 11  # timings around a timing that say how slow the machine was then
 MAX_CALLS = 10_000
@@ -71,7 +71,7 @@ def measure(
     Args:
         probes: what to call, by any name.
         rounds: how many timings of each probe.
-        within_s: begin no round that would end later than this many seconds after the start; at least 3 rounds are made
+        within_s: begin no round that would end later than this many seconds after the start; at least 5 rounds are made
             all the same. None: make all ``rounds``.
         min_timing_s: a timing repeats a shorter probe until about this much time is filled, because clocks tick, and
             because a device that works on its own is only kept busy by calls that follow one another.

@@ -123,9 +123,9 @@ def test_every_round_times_every_probe_once_in_an_order_of_its_own_that_the_seed
 def test_short_probes_are_repeated_until_a_timing_is_long_enough() -> None:
     machine = Machine()
     probes = {"short": machine.probe("short", 1 / 1024), "long": machine.probe("long", 0.5)}
-    timings = measure(probes, rounds=3, min_timing_s=20 / 1024, now=machine.now)
-    assert machine.calls.count("long") == 2 + 3
-    assert machine.calls.count("short") == 2 + 3 * 20
+    timings = measure(probes, rounds=5, min_timing_s=20 / 1024, now=machine.now)
+    assert machine.calls.count("long") == 2 + 5
+    assert machine.calls.count("short") == 2 + 5 * 20
     assert timings["short"].seconds == pytest.approx(1 / 1024)
 
 
@@ -141,17 +141,17 @@ def test_the_device_is_waited_for_before_and_after_each_timing() -> None:
         nonlocal waiting
         machine.time_s, waiting = machine.time_s + waiting, 0.0
 
-    timings = measure({"launch": launch}, rounds=3, now=machine.now, synchronize=synchronize)
+    timings = measure({"launch": launch}, rounds=5, now=machine.now, synchronize=synchronize)
     assert timings["launch"].seconds == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("within_s", [30.0, 60.0, 1.0])
-def test_measuring_ends_in_the_time_it_is_given_but_not_before_three_rounds(within_s: float) -> None:
+def test_measuring_ends_in_the_time_it_is_given_but_not_before_five_rounds(within_s: float) -> None:
     machine = Machine()
     told: list[float] = []
     probes = {"a": machine.probe("a", 1.0), "b": machine.probe("b", 2.0)}  # a round takes 3 s, warming up 6 s
     timings = measure(probes, rounds=100, within_s=within_s, now=machine.now, progress=told.append)
-    rounds = max(3, int((within_s - 6) / 3))
+    rounds = max(5, int((within_s - 6) / 3))
     assert timings["a"].rounds == rounds
     assert machine.time_s == 1000 + 6 + 3 * rounds
     assert len(told) == rounds
