@@ -214,8 +214,7 @@ def check(config: PretrainConfig) -> None:
         _whole("impl.threads", impl.threads)
     if impl.microbatch_size != "auto":
         check_microbatch(train.batch_size, _whole("impl.microbatch_size", impl.microbatch_size))
-    if not 0 < config.data.heldout_fraction < 1:
-        raise UserError(f"data.heldout_fraction={config.data.heldout_fraction} must lie between 0 and 1, such as 0.005")
+    config.data.check()
     selectors = [kind for kind in config.method if getattr(registry.lookup("method", kind), "selects", False)]
     if len(selectors) > 1:
         raise UserError(

@@ -19,8 +19,7 @@ from cramming.session import pretrain
 from cramming.train import Run
 from cramming.validation import MASK_RATE, MASK_SEED, VALIDATION_SEQUENCES, validate
 
-_OPTIONS = ["name=demo", "data=python_docs", "data.max_tokens=4000000", "arch=bert_small"]
-_BUDGET_S = 100
+_OPTIONS = ["name=demo", "experiment=demo"]
 _SENTENCES = ("This function returns the [MASK] of the array.", "If the file does not [MASK], an error is raised.")
 
 
@@ -46,10 +45,10 @@ def demo(argv: list[str]) -> None:
     Args:
         argv: overrides of the demo's options, such as ``budget=20s``.
     """
-    config = compose([*_OPTIONS, f"budget={_BUDGET_S}s", *argv])
+    config = compose([*_OPTIONS, *argv])
     console = Console()
     console.rule("training, to half of the budget")
-    half = compose([*_OPTIONS, f"budget={_BUDGET_S}s", *argv, f"stop_at={config.budget_s / 2}s"])
+    half = compose([*_OPTIONS, *argv, f"stop_at={config.budget_s / 2 / config.rst.unit_s}"])
     pretrain(half)
     console.rule("the same command again: it goes on from its checkpoint")
     pretrain(config)

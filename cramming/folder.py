@@ -18,7 +18,6 @@ from cramming.cli import stored_config
 from cramming.config import PretrainConfig, check_name, typed
 from cramming.errors import UserError
 from cramming.recording.files import write_atomically
-from cramming.suggest import nearest
 
 # May differ when a run is started again: where and how much of it is done, and what is only looked at.
 _MAY_DIFFER = (
@@ -140,7 +139,5 @@ def find(base_dir: str, name: str | None, which: str | None = None) -> Found:
         name = max(newest, key=lambda run: newest[run])
     check_name(name)
     run_dir = root / name
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"there is no run {name!r} in {base_dir}{nearest(name, newest) or '; it holds no run yet'}")
     config = typed(stored_config(root, name))
     return Found(name, run_dir, config, checkpoint.select(run_dir / "checkpoints", at))

@@ -25,7 +25,7 @@ class Split:
 
     def __init__(self, rows: int, heldout_fraction: float) -> None:
         self._order = Permutation(rows, _SPLIT_KEY)
-        self.heldout_rows = max(1, round(rows * heldout_fraction))
+        self.heldout_rows = max(1, round(rows * heldout_fraction)) if heldout_fraction else 0
         self.train_rows = rows - self.heldout_rows
 
     def train(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

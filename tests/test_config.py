@@ -1,0 +1,126 @@
+"""A config that composes is a config that is valid, and every file under config/ composes."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from cramming import registry
+from cramming.cli import CONFIG_DIR, compose, job_name, load_schemas, pretraining
+from cramming.config import PretrainConfig, check_microbatch, check_name, parse_budget, typed
+from cramming.errors import UserError
+
+GROUPS = ("arch", "data", "train/optim", "train/schedule", "method", "rst", "wandb", "experiment")
+FILES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR / group).glob("*.yaml"))]
+BASE = ["data=local", "data.path=x"]
+
+
+def test_every_file_belongs_to_a_group_that_is_tested() -> None:
+    found = {file.relative_to(CONFIG_DIR) for file in CONFIG_DIR.rglob("*.yaml")}
+    assert found == {Path("pretrain.yaml"), *(Path(group, f"{option}.yaml") for group, option in FILES)}
+
+
+@pytest.mark.parametrize(("group", "option"), FILES)
+def test_every_file_composes(group: str, option: str) -> None:
+    config = compose([*BASE, f"{group}={option}"] if group != "data" else [f"data={option}", "+data.x=1"][:1])
+    assert isinstance(config, PretrainConfig)
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in FILES if pair[0] == "experiment"])
+def test_every_experiment_opens_with_its_command_cost_and_score(group: str, option: str) -> None:
+    text = (CONFIG_DIR / group / f"{option}.yaml").read_text()
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert any(f"experiment={option}" in line for line in comments)
+    for word in ("Cost:", "score:"):
+        assert any(word in line for line in comments), word
+
+
+def test_every_registered_kind_has_a_file() -> None:
+    load_schemas()
+    for group in registry.GROUPS:
+        stems = {option for where, option in FILES if where == group}
+        if group != "arch":  # several sizes of one family
+            assert set(registry.kinds(group)) <= stems
+
+
+def test_the_defaults_are_the_studys() -> None:
+    config = compose(BASE)
+    assert (config.train.optim.kind, config.train.schedule.kind, config.rst.kind) == ("adamw", "one_cycle", "calibrate")
+    assert (config.method, config.budget, config.train.mask_rate, config.train.clip_norm) == ({}, 24, 0.15, 0.5)
+    assert config.train.batch_size == config.arch.batch_size
+    assert config.data.vocab_size == config.arch.vocab_size
+
+
+def test_what_is_stored_is_read_back_the_same() -> None:
+    config = compose([*BASE, "arch=bert_small", "train/optim=lion", "train/schedule=trapezoid", "rst=steps", "budget=7"])
+    assert typed(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))) == config
+
+
+def test_a_stored_config_cannot_run_code() -> None:
+    stored = asdict(compose(BASE))
+    stored["arch"]["_target_"] = "os.system"
+    with pytest.raises(UserError, match="_target_"):
+        typed(OmegaConf.create(stored))
+
+
+def test_a_recipe_outside_the_clone(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "my_recipe.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /arch: bert_tiny\nbudget: 2m\ntrain: {optim: {lr: 0.5}}\n"
+    )
+    seen: list[PretrainConfig] = []
+    pretraining(seen.append, ["--config-dir", str(tmp_path / "mine"), "experiment=my_recipe", *BASE])
+    assert (seen[0].arch.name, seen[0].budget_s, seen[0].train.optim.lr) == ("bert_tiny", 120, 0.5)
+    (folder / "my_recipe.yaml").write_text("# @package _global_\ntrain: {batch_sizes: 3}\n")
+    with pytest.raises(UserError, match="batch_sizes"):
+        pretraining(seen.append, ["--config-dir", str(tmp_path / "mine"), "experiment=my_recipe", *BASE])
+
+
+@pytest.mark.parametrize(
+    ("typed_in", "seconds"), [(24, 86400), (0.5, 1800), ("30m", 1800), ("90s", 90), ("2h", 7200), ("1e-3", 3.6)]
+)
+def test_budgets(typed_in: object, seconds: float) -> None:
+    assert parse_budget(typed_in, "budget") == pytest.approx(seconds)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.text(max_size=30))
+def test_a_name_that_is_accepted_stays_in_its_folder(name: str) -> None:
+    base = Path("/base")
+    try:
+        check_name(name)
+    except UserError:
+        return
+    assert (base / name).resolve().parent == base
+    assert name[0].isalnum()
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_the_microbatch_that_is_suggested_divides_and_is_nearest(batch: int, microbatch: int) -> None:
+    divisors = [d for d in range(1, batch + 1) if batch % d == 0]
+    try:
+        check_microbatch(batch, microbatch)
+    except UserError as error:
+        best = int(str(error).rsplit(" ", 1)[-1])
+        assert best in divisors
+        assert abs(best - microbatch) == min(abs(d - microbatch) for d in divisors)
+    else:
+        assert microbatch in divisors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("seed=1", "x-seed=1"),
+        ("method=[a,b],seed=0", "x-method=a+b,seed=0"),
+        ("train/optim=lion,train.optim.lr=0.0007", "x-train.optim=lion,train.optim.lr=0.0007"),
+        ("", "x"),
+    ],
+)
+def test_names_of_a_multiruns_jobs(overrides: str, name: str) -> None:
+    assert job_name("x", overrides) == name
