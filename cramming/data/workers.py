@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Message = tuple[dict[str, Any], bytes]
 
-# Each costs up to about 100 MB; all of preparing stays within 1 GB.
-MOST_WORKERS = 6
+# Each costs up to about 100 MB: with a main process that has torch loaded, all of preparing stays within 1 GB.
+MOST_WORKERS = 5
 _LENGTHS = struct.Struct("<QQ")
 _ROOT = Path(__file__).resolve().parents[2]
 
