@@ -20,7 +20,7 @@ import torch
 
 from cramming import resolve
 from cramming.build import Parts, build_run, probes
-from cramming.calibrate import this_machine
+from cramming.calibration import this_machine
 from cramming.cli import compose
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run, resolved = build_run(config, store, resolved, Path(folder))
     parts = Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device))
-    callables = probes(parts, resolved)
+    callables = probes(parts, resolved.precision)
     machine = this_machine()
     provenance = Provenance(machine.device, parts.architecture(), (resolved.precision,), machine.software, "", "")
 

@@ -14,7 +14,7 @@ import torch
 
 from cramming import registry, resolve
 from cramming.batch import Batch
-from cramming.config import PretrainConfig
+from cramming.config import ImplConfig, PretrainConfig
 from cramming.costs import build_costs
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
@@ -165,25 +165,29 @@ def build_run(
         resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, method.sequences_per_draw))
     assert resolved.microbatch_size is not None
     if method.sequences_per_draw and method.sequences_per_draw % resolved.microbatch_size:
+        common = math.gcd(config.train.batch_size, method.sequences_per_draw)
         raise UserError(
-            f"impl.microbatch_size={resolved.microbatch_size} does not divide the {method.sequences_per_draw} sequences "
-            f"that share one random draw; use a divisor of {math.gcd(config.train.batch_size, method.sequences_per_draw)}"
+            f"impl.microbatch_size={resolved.microbatch_size} does not divide the {method.sequences_per_draw} "
+            f"sequences that share one random draw; use a divisor of {common}"
         )
     model = parts.model()
+    torch.set_num_threads(resolve.available_cores())  # prices are those of the whole machine, whatever ``impl`` uses
     costs = build_costs(
         config.rst,
         architecture=parts.architecture(),
         architecture_layers=config.arch.layers,
         length=store.seq_length,
         precision=resolved.precision,
+        optimizer=config.train.optim.kind,
         base_dir=Path(config.base_dir),
         run_dir=run_dir,
-        probes=lambda: probes(parts, resolved),
+        probes=lambda: probes(parts, resolved.precision),
         flops=flops_of(parts, model),
         synchronize=torch.cuda.synchronize if where.type == "cuda" else None,
         progress=progress,
         calibrate_command=f"python -m cramming.calibrate arch={config.arch.name}",
     )
+    torch.set_num_threads(resolved.threads)
     clock = Clock(costs, config.budget_s, config.stop_at_s, config.free)
     engine = parts.engine(model, clock, resolved)
     train = config.train
@@ -222,12 +226,13 @@ def check_accounts(free: list[str], method: Method) -> None:
             raise UserError(f"free=[{account}]: no such account; there are: {', '.join(sorted(known))}")
 
 
-def probes(parts: Parts, resolved: Resolved) -> dict[Work, Callable[[], None]]:
+def probes(parts: Parts, precision: str) -> dict[Work, Callable[[], None]]:
     """Work to measure for a cost table, on a model and an optimizer of its own.
 
-    The reference microbatch does not depend on ``impl``: if prices did, ``impl`` would change results.
+    But for the precision nothing of ``impl`` has a part in it: if prices depended on ``impl``, it would change results.
     """
-    engine = parts.spare_engine(resolved)
+    reference = resolve.resolve(ImplConfig(precision=precision), None)
+    engine = parts.spare_engine(reference)
     sequences = max(1, _REFERENCE_TOKENS[parts.device.type] // parts.seq_length)
     batch = parts.synthetic_batch(sequences)
     works = probe_works(parts.config.arch.layers, parts.seq_length, sequences)

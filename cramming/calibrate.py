@@ -1,173 +1,81 @@
-"""This machine's cost tables: measured once for each kind of run, then shared by all runs of that kind.
+"""``python -m cramming.calibrate arch=...``: measure what this machine takes, into the table that runs share."""
 
-A table lives at ``<base_dir>/_rst/<key>.json``; the key is a hash of everything its numbers depend on. Whoever comes
-first measures, behind a lock; everybody else reads, so that runs of one machine are priced alike.
-"""
-
-import hashlib
-import json
-import logging
-import os
-import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
+import sys
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+import torch
+from rich.console import Console
+from rich.table import Table
 
+from cramming import resolve
+from cramming.build import Parts, probes
+from cramming.calibration import Target, calibrate
+from cramming.cli import compose, run_command
+from cramming.config import PretrainConfig
+from cramming.costs import CalibrateConfig
+from cramming.data.tokenizer import Tokenizer, from_hub, is_local
 from cramming.errors import UserError
-from rst.calibration import PROTOCOL, CalibrationError, build_table, measure
-from rst.table import CostTable, Provenance, TableError
+from cramming.progress import share_of
 from rst.work import Work
 
-DISTRIBUTION = "budget-bert"
-ROUNDS = 25  # enough timings of each probe for prices within a few percent
-ATTEMPTS = 3  # at measuring on a machine that is too busy; each is given twice the time of the one before
-log = logging.getLogger(__name__)
+_USAGE = """\
+Measure this machine's cost table for one architecture, length, precision and optimizer.
 
-# Makes the callables to time, by the work each of them does; called only when something is measured.
-ProbeMaker = Callable[[], Mapping[Work, Callable[[], None]]]
+  python -m cramming.calibrate arch=bert_small
+  python -m cramming.calibrate arch=bert_base data.seq_length=512 impl.precision=bfloat16 train/optim=lion
 
-
-@dataclass(frozen=True)
-class Target:
-    """What a table is for: an architecture (its fingerprint text), its layers, a length in tokens and a precision."""
-
-    architecture: str
-    layers: int
-    length: int
-    precision: str
+A table that is there already is shown; rst.refresh=true measures anew, rst.within_s=60 for longer.
+Options: those of pretrain_bert.py; without data= the vocabulary is the one that suits the architecture"""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a table's numbers depend on besides its target."""
-
-    cpu: str
-    cores: int
-    threads: int
-    gpu: str | None
-    software: Mapping[str, str]
-
-    @property
-    def device(self) -> str:
-        """The device in words."""
-        return self.gpu or f"{self.cpu}, {self.threads} threads on {self.cores} cores"
-
-
-def this_machine() -> Machine:
-    """The machine this process runs on, with torch's present number of threads."""
-    import torch
-
-    try:
-        own = metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        own = "not installed"
-    return Machine(
-        cpu=_cpu_name(),
-        cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        software={"torch": torch.__version__, DISTRIBUTION: own, "calibration": str(PROTOCOL)},
-    )
-
-
-def table_path(base_dir: Path, target: Target, machine: Machine) -> Path:
-    """Where the table of ``target`` on ``machine`` is kept."""
-    identity = json.dumps([asdict(target), asdict(machine)], sort_keys=True)
-    return base_dir / "_rst" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-
-
-def calibrate(
-    target: Target,
-    probes: ProbeMaker,
-    *,
-    base_dir: Path,
-    machine: Machine | None = None,
-    refresh: bool = False,
-    within_s: float = 20.0,
-    synchronize: Callable[[], None] | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> CostTable:
-    """The shared table for ``target``, measured if there is none; its ``origin`` is the file.
-
-    Args:
-        target: what the table is for.
-        probes: makes the work to measure, as ``rst.calibration.build_table`` wants it.
-        base_dir: the table is kept under its ``_rst``.
-        machine: the machine to measure on; None: this one.
-        refresh: measure anew even where there is a table.
-        within_s: about how long to measure.
-        synchronize: waits for the device.
-        progress: told the share done, in [0, 1].
+def command(argv: list[str]) -> None:
+    """Measure, or find, the table that matches the options and print it.
 
     Raises:
-        UserError: the table on disk is damaged, or the machine is too busy to be measured.
+        UserError: an option that does not exist, or a machine too busy to be measured.
     """
-    machine = this_machine() if machine is None else machine
-    path = table_path(base_dir, target, machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that measures the cost table %s", path)
-        lock.acquire()
-    try:
-        if refresh or not path.exists():
-            log.info("measuring the cost table of %s in about %.0f s", target.architecture, within_s)
-            _measured(probes(), _provenance(target, machine), within_s, synchronize, progress).save(path)
-        return CostTable.load(path)
-    except CalibrationError as error:
-        raise UserError(f"rst=calibrate: {error}") from error
-    except TableError as error:
-        raise UserError(f"{error}; measure anew with rst=calibrate rst.refresh=true") from error
-    finally:
-        lock.release()
-
-
-def _measured(
-    probes: Mapping[Work, Callable[[], None]],
-    provenance: Provenance,
-    within_s: float,
-    synchronize: Callable[[], None] | None,
-    progress: Callable[[float], None] | None,
-) -> CostTable:
-    """A table, measured for longer and longer while the machine is too busy for a sensible one."""
-    for attempt in range(ATTEMPTS):
-        longer_s = within_s * 2**attempt
-        timings = measure(
-            probes, rounds=ROUNDS * 2**attempt, within_s=longer_s, synchronize=synchronize, progress=progress
-        )
-        try:
-            return build_table(timings, provenance)
-        except (CalibrationError, TableError) as error:
-            if attempt == ATTEMPTS - 1:
-                raise
-            log.warning("%s; measuring again, for longer", error)
-    raise AssertionError("every attempt returns or raises")
-
-
-def _provenance(target: Target, machine: Machine) -> Provenance:
-    return Provenance(
-        device=machine.device,
-        architecture=target.architecture,
-        precisions=(target.precision,),
-        software=machine.software,
-        date=datetime.now(UTC).date().isoformat(),
-        source="measured by cramming.calibrate",
+    if {"-h", "--help"} & set(argv):
+        print(_USAGE)
+        return
+    named = any(word.startswith("data=") for word in argv)
+    config = compose(argv if named else ["data=local", "data.path=none", *argv])
+    if not isinstance(config.rst, CalibrateConfig):
+        raise UserError(f"rst={config.rst.kind} is not measured; leave rst= out")
+    resolved = resolve.resolve(config.impl, None)
+    torch.set_num_threads(resolve.available_cores())
+    parts = Parts(config, _vocab_size(config), torch.device(resolved.device))
+    target = Target(
+        parts.architecture(), config.arch.layers, parts.seq_length, resolved.precision, config.train.optim.kind
     )
+    with share_of("measuring this machine's costs") as progress:
+        table = calibrate(
+            target,
+            lambda: probes(parts, resolved.precision),
+            base_dir=Path(config.base_dir),
+            refresh=config.rst.refresh,
+            within_s=config.rst.within_s,
+            synchronize=torch.cuda.synchronize if resolved.device == "cuda" else None,
+            progress=progress,
+        )
+    shown = Table(title=f"{table.origin}\n{table.provenance.device}, {resolved.precision}", title_justify="left")
+    for heading in ("active layers", "forward, ms a sequence", "forward and backward, ms a sequence"):
+        shown.add_column(heading, justify="right")
+    for layers in range(config.arch.layers + 1):
+        prices = [table.seconds(Work(kind, 1, parts.seq_length, layers)) for kind in ("forward", "forward_backward")]
+        shown.add_row(str(layers), *(f"{1000 * price:.3f}" for price in prices))
+    Console().print(shown)
+    print(f"one update of {config.train.optim.kind}: {1000 * table.update_s:.3f} ms")
+    for note in table.provenance.notes:
+        print(f"  {note}")
 
 
-def _cpu_name() -> str:
-    """The processor's own name; cloud machines often give a vague one, so family and model go with it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    pairs = (line.partition(":") for line in reversed(lines))
-    facts = {name.strip(): value.strip() for name, _, value in pairs}
-    known = (facts.get("model name"), *(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts))
-    return ", ".join(part for part in known if part) or platform.machine()
+def _vocab_size(config: PretrainConfig) -> int:
+    """The vocabulary runs of this configuration have."""
+    if config.data.tokenizer == "train":
+        return int(config.data.vocab_size)
+    name = config.data.tokenizer
+    return (Tokenizer.load(Path(name).expanduser()) if is_local(name) else from_hub(name)).vocab_size
+
+
+if __name__ == "__main__":
+    run_command(lambda: command(sys.argv[1:]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from cramming.calibrate import ProbeMaker, Target, calibrate
+from cramming.calibration import ProbeMaker, Target, calibrate
 from cramming.errors import UserError
 from cramming.registry import register
 from rst.clock import CostModel
@@ -30,7 +30,7 @@ class Setting:
     """What a cost model may need to know of its run.
 
     Attributes:
-        target: architecture, layers, length and precision.
+        target: architecture, layers, length, precision and optimizer.
         base_dir: shared tables are kept under its ``_rst``.
         run_dir: the run's own folder.
         probes: makes the callables to measure.
@@ -217,6 +217,7 @@ def build_costs(
     architecture_layers: int,
     length: int,
     precision: str,
+    optimizer: str,
     base_dir: Path,
     run_dir: Path,
     probes: ProbeMaker,
@@ -231,7 +232,7 @@ def build_costs(
         UserError: a table that is missing, damaged or made for another kind of run; a machine too busy to measure.
     """
     setting = Setting(
-        target=Target(architecture, architecture_layers, length, precision),
+        target=Target(architecture, architecture_layers, length, precision, optimizer),
         base_dir=base_dir,
         run_dir=run_dir,
         probes=probes,

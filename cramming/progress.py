@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -156,3 +158,20 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def share_of(stage: str) -> Iterator[Callable[[float], None]]:
+    """Progress of work that reports the share done, in [0, 1]; nothing is shown before the first report."""
+    sink, shown = progress_for(), 0.0
+
+    def report(share: float) -> None:
+        nonlocal shown
+        if shown == 0.0:
+            sink.stage(stage, 100.0, "%")
+        sink.advance(100 * share - shown)
+        shown = max(100 * share, 1e-9)
+
+    yield report
+    if shown:
+        sink.done()

@@ -22,7 +22,7 @@ from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
 from cramming.peak import peak_flops_per_s
-from cramming.progress import progress_for
+from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
 from cramming.recording.environment import environment, git_revision
 from cramming.recording.logfile import logging_to
@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig) -> None:
             folder.remember(config, run_dir)
             stored = resolve.read(run_dir)
             resolved = resolve.resolve(config.impl, stored)
-            with _progress_of("measuring this machine's costs") as progress:
+            with share_of("measuring this machine's costs") as progress:
                 run, resolved = build_run(config, store, resolved, run_dir, progress)
             resolve.write(run_dir, resolved)
             store.tokenizer.save(run_dir / "tokenizer")
@@ -379,19 +379,3 @@ def check_fits(saved: checkpoint.Checkpoint, expected: dict[str, Any]) -> None:
 def _finish_trackers(trackers: list[Tracker], summary: dict[str, Any] | None) -> None:
     for tracker in trackers:
         tracker.finish(summary)
-
-
-@contextmanager
-def _progress_of(stage: str) -> Iterator[Any]:
-    """A progress bar for work that reports the share done, shown once there is something to show."""
-    sink, shown = progress_for(), [0.0]
-
-    def report(share: float) -> None:
-        if shown[0] == 0.0:
-            sink.stage(stage, 100.0, "%")
-        sink.advance(100 * share - shown[0])
-        shown[0] = max(100 * share, 1e-9)
-
-    yield report
-    if shown[0]:
-        sink.done()

@@ -11,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cramming import calibrate as calibration
-from cramming.calibrate import Machine, Target, table_path
+from cramming import calibration
+from cramming.calibration import Machine, Target, table_path
 from cramming.costs import (
     CalibrateConfig,
     FileConfig,
@@ -59,6 +59,7 @@ def costs(config: RstConfig, base_dir: Path, run: str = "x", **changes: Any) -> 
         "architecture_layers": 4,
         "length": 128,
         "precision": "float32",
+        "optimizer": "adamw",
         "base_dir": base_dir,
         "run_dir": base_dir / run,
         "probes": probes,
@@ -86,13 +87,27 @@ def test_a_machine_is_measured_once_for_each_kind_of_run(speed: dict[str, float]
     assert len(list((tmp_path / "_rst").glob("*.json"))) == 3
 
 
+def test_runs_that_differ_in_their_optimizer_share_the_prices_of_passes(
+    speed: dict[str, float], tmp_path: Path
+) -> None:
+    adamw = costs(CalibrateConfig(), tmp_path, "a")
+    speed["speed"] = 2.0  # the machine has slowed down: only the update's share of a pass may count
+    lion = costs(CalibrateConfig(), tmp_path, "b", optimizer="lion")
+    assert speed["measured"] == 2
+    for work in probes():
+        assert lion.seconds(work) == pytest.approx(adamw.seconds(work), rel=1e-12)
+    costs(CalibrateConfig(refresh=True), tmp_path, "c", optimizer="lion")
+    assert costs(CalibrateConfig(), tmp_path, "d").seconds(FULL) == pytest.approx(2 * adamw.seconds(FULL))
+
+
 def test_the_key_of_a_table_is_everything_its_numbers_depend_on(tmp_path: Path) -> None:
-    target = Target(ARCHITECTURE, 4, 128, "float32")
+    target = Target(ARCHITECTURE, 4, 128, "float32", "adamw")
     targets = [
         replace(target, architecture="other"),
         replace(target, layers=5),
         replace(target, length=512),
         replace(target, precision="float16"),
+        replace(target, optimizer="lion"),
     ]
     machines = [
         replace(MACHINE, cpu="other"),
