@@ -50,6 +50,8 @@ def test_selected_sequences_are_a_batch_of_their_own(layout: str) -> None:
     for part in (by_mask, by_number):
         assert part.normalizer == part.weights.sum()
         assert part.normalizer < batch.normalizer
+    _, second = batch.split(3)
+    assert second.select(torch.tensor([0])).index == 0, "no longer a group of the batch it was taken from"
 
 
 @pytest.mark.parametrize("layout", ["packed", "document"])

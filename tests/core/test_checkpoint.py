@@ -323,7 +323,7 @@ def test_a_kill_between_any_two_changes_of_the_disk_leaves_the_last_good_one(
 
         with monkeypatch.context() as patch:
             for owner, name in ((checkpoint, "save_file"), (Path, "write_text"), (Path, "rename"), (Path, "mkdir"),
-                                (os, "fsync"), (os, "unlink"), (os, "rmdir")):  # fmt: skip
+                                (os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir")):  # fmt: skip
                 patch.setattr(owner, name, counted(getattr(owner, name)))
             try:
                 save_at(folder, step, keep=2)

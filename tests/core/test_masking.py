@@ -90,6 +90,12 @@ def test_special_tokens_and_padding_are_never_predicted() -> None:
         assert set(TOKENIZER.special_ids) & set(batch.inputs[shown].tolist()) == {TOKENIZER.mask_id}
 
 
+def test_padding_is_known_by_the_length_whatever_token_it_holds() -> None:
+    lengths = torch.tensor([3, 10, 20])
+    beyond = torch.arange(20) >= lengths[:, None]
+    assert not (predicted(mask(real_tokens(3, 20), lengths=lengths, rate=0.95)) & beyond).any()
+
+
 def test_slots_without_a_candidate_weigh_nothing() -> None:
     """A row with 2 real tokens and 6 slots predicts both, once each."""
     tokens = torch.full((3, 12), TOKENIZER.sep_id)

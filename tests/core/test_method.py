@@ -212,8 +212,22 @@ NEUTRAL: dict[str, Callable[[], Method]] = {
     "second_pass": lambda: SecondPass(rho=0.0),
     "all": lambda: Chain({"s": KeepHardest(share=1.0), "d": RandomDepth(keep=1.0), "p": SecondPass(rho=0.0)}),
 }
+
+
+class Growing(Method):
+    """One layer at first, all of them after two steps: a depth that lasts is the model's, not the method's to keep."""
+
+    def setup(self, run: Run) -> None:
+        run.model.active_layers = (0,)  # type: ignore[assignment]
+
+    def before_step(self, run: Run) -> None:
+        if run.step == 2:
+            run.model.active_layers = tuple(range(LAYERS))  # type: ignore[assignment]
+
+
 LIVELY: dict[str, Callable[[], Method]] = {
     "none": Method,
+    "growing": Growing,
     "selector": KeepHardest,
     "depth": RandomDepth,
     "second_pass": SecondPass,
@@ -264,10 +278,16 @@ class Killed(Exception):  # noqa: N818
     """The run ends here."""
 
 
+def note(run: Run) -> None:
+    """What a session counts beside the trajectory."""
+    run.notes.setdefault("losses", []).append(run.engine.loss)
+
+
 def killed_after(steps: int, folder: Path, run: Run) -> None:
     """Train, write a checkpoint after so many steps, and stop dead."""
 
     def observe(run: Run) -> None:
+        note(run)
         if run.step == steps:
             checkpoint.save(folder, run.step, run.state_dict(), {}, keep=2, kept_at_h=[])
             raise Killed
@@ -286,7 +306,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str, optimizer: str, precis
         layout = "document" if optimizer == "adam" else "packed"
         return run_of(LIVELY[name](), budget=6, optimizer=optimizer, precision=precision, layout=layout)
 
-    whole = trained(fresh())
+    whole = trained(fresh(), note)
     killed_after(3, tmp_path, fresh())
     torch.manual_seed(12345)
     resumed = fresh()
@@ -294,7 +314,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str, optimizer: str, precis
     assert found is not None
     resumed.load_state_dict(found[1])
     assert resumed.step == 3
-    trained(resumed)
+    trained(resumed, note)
+    assert whole.notes["losses"] == resumed.notes["losses"]
     assert same(weights(resumed.model), weights(whole.model))
     assert same(comparable(resumed), comparable(whole))
 

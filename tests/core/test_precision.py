@@ -205,14 +205,17 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_paid(
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_the_way_out() -> None:
+    """Also where it was resumed between them."""
     engine, batch = engine_of(max_skipped_steps=2), batch_of(2)
     for attempt in (undefined, undefined, objective, undefined, undefined):
         engine.backward(batch, attempt)
         engine.step(1.0)
-    engine.backward(batch, undefined)
+    resumed = engine_of(max_skipped_steps=2)
+    resumed.load_state_dict(engine.state_dict())
+    resumed.backward(batch, undefined)
     with pytest.raises(UserError, match=r"not finite in 3 steps in a row.*lower train\.optim\.lr"):
-        engine.step(1.0)
-    assert engine.skipped_steps == 5
+        resumed.step(1.0)
+    assert resumed.skipped_steps == 5
 
 
 def test_float16_ends_too_once_its_scale_can_fall_no_further() -> None:
