@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cramming import faults
+from cramming.durable import replace, sync, sync_folder
 from cramming.errors import UserError
 
 FORMAT = 1
@@ -228,15 +228,13 @@ def save(
         manifest = {"format": FORMAT, "step": step, "kept_at_h": marks, **about, "sha256": sums}
         (temporary / "manifest.json").write_text(json.dumps(sealed(manifest), indent=2))
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        faults.point("checkpoint-fsync")
+            sync(file, "checkpoint")
+        sync_folder(temporary)
         if final.exists():  # the same step saved again, for instance at the end; never a moment without either
             final.rename(folder / f".replaced-{final.name}")
             faults.point("checkpoint-replace")
-        temporary.rename(final)
-        _sync(folder)
-        faults.point("checkpoint-rename")
+        replace(temporary, final, "checkpoint")
+        faults.point("checkpoint-renamed")
         for outdated in _outdated(folder, keep):
             # Renamed first, so that a kill in the middle of deleting leaves no damaged checkpoint behind.
             outdated.folder.rename(folder / f".old-{outdated.folder.name}")
@@ -244,11 +242,8 @@ def save(
         faults.point("checkpoint-pruned")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        held = (
-            f"the last one saved is {checkpoints(folder)[-1].folder.name}"
-            if checkpoints(folder)
-            else "none is saved yet"
-        )
+        saved = checkpoints(folder)
+        held = f"the last one saved is step={saved[-1].step:08d}" if saved else "none is saved yet"
         raise UserError(
             f"cannot write a checkpoint to {folder}: {error}; {held}. Free some space, then run the same command again"
         ) from error
@@ -286,11 +281,3 @@ def _kept_at_h(checkpoint: Checkpoint) -> list[float]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,8 +16,8 @@ from cramming import checkpoint
 from cramming.checkpoint import Checkpoint
 from cramming.cli import stored_config
 from cramming.config import PretrainConfig, check_name, typed
+from cramming.durable import write_atomically
 from cramming.errors import UserError
-from cramming.recording.files import write_atomically
 
 # May differ when a run is started again: where and how much of it is done, and what is only looked at.
 _MAY_DIFFER = (

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from cramming.text import duration, quantity
+
 PLAIN_LINE_EVERY_S = 5.0
 
 
@@ -75,18 +77,18 @@ class PlainProgress:
         """See ``ProgressSink``."""
         if self._name is not None:
             took_s = time.monotonic() - self._begun
-            self.note(f"{self._name}: done, {amount(self._count, self._unit)} in {duration(took_s)}")
+            self.note(f"{self._name}: done, {quantity(self._count, self._unit)} in {duration(took_s)}")
             self._name = None
 
     def _say(self, now: float) -> None:
         elapsed_s = now - self._begun
         rate = self._count / elapsed_s
-        text = f"{self._name}: {amount(self._count, self._unit)}"
+        text = f"{self._name}: {quantity(self._count, self._unit)}"
         if self._total and rate > 0:
             left_s = max(0.0, self._total - self._count) / rate
             share = min(1.0, self._count / self._total)
-            text = f"{self._name}: {share:.0%} of {amount(self._total, self._unit)}, ETA {duration(left_s)}"
-        self.note(f"{text}, {amount(rate, self._unit)}/s")
+            text = f"{self._name}: {share:.0%} of {quantity(self._total, self._unit)}, ETA {duration(left_s)}"
+        self.note(f"{text}, {quantity(rate, self._unit)}/s")
 
 
 class RichProgress:
@@ -122,7 +124,7 @@ class RichProgress:
         from rich.progress import Progress
 
         assert isinstance(self._bar, Progress), "advance before stage"
-        count = amount(self._bar.tasks[0].completed + n, self._unit)
+        count = quantity(self._bar.tasks[0].completed + n, self._unit)
         self._bar.update(self._task, advance=n, count=count)
 
     def note(self, text: str) -> None:
@@ -141,23 +143,6 @@ class RichProgress:
 def progress_for(stream: TextIO = sys.stderr) -> ProgressSink:
     """A live bar where ``stream`` is a terminal, plain lines elsewhere."""
     return RichProgress(stream) if stream.isatty() else PlainProgress(stream)
-
-
-def amount(n: float, unit: str) -> str:
-    """``12.3 MB``, ``1.4 M tokens``, ``17 files``."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= factor:
-            return f"{n / factor:.1f} {prefix}{'' if unit == 'B' else ' '}{unit}"
-    return f"{n:.0f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

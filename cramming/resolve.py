@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from cramming.config import ImplConfig, check_microbatch
+from cramming.durable import write_atomically
 from cramming.errors import UserError
-from cramming.recording.files import dumps, write_atomically
+from cramming.recording.strict_json import dumps
 
 _log = logging.getLogger(__name__)
 _FILE = "resolved.json"
@@ -49,12 +50,13 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         UserError: a precision the device lacks.
     """
     where = device()
+    known = stored or Resolved(where.type, _precision(where), available_cores(), where.type == "cuda", None)
     asked = Resolved(
         device=where.type,
-        precision=impl.precision if impl.precision != "auto" else stored.precision if stored else _precision(where),
-        threads=impl.threads if impl.threads != "auto" else stored.threads if stored else available_cores(),
-        compile=impl.compile if impl.compile != "auto" else stored.compile if stored else where.type == "cuda",
-        microbatch_size=impl.microbatch_size if impl.microbatch_size != "auto" else stored.microbatch_size if stored else None,
+        precision=known.precision if impl.precision == "auto" else impl.precision,
+        threads=known.threads if impl.threads == "auto" else impl.threads,
+        compile=known.compile if impl.compile == "auto" else impl.compile,
+        microbatch_size=known.microbatch_size if impl.microbatch_size == "auto" else impl.microbatch_size,
     )
     lacking = _lacking(asked.precision, where)
     if lacking:

@@ -11,7 +11,7 @@ from cramming.data.tokenizer import Tokenizer
 from cramming.data.tokenizer_training import throwaway
 from cramming.data.tokenizing import Encoder
 from cramming.errors import UserError
-from cramming.progress import amount, duration
+from cramming.text import duration, quantity
 
 _GLIMPSED_CHARACTERS = 400_000
 _THROWAWAY_CHARACTERS = 100_000
@@ -31,9 +31,9 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"expecting about {amount(self.rows, 'sequences')}, {amount(self.tokens, 'tokens')} from "
-            f"{amount(self.text_bytes, 'B')} of text, {amount(self.store_bytes, 'B')} on disk "
-            f"({amount(self.working_bytes, 'B')} while preparing), {duration(self.seconds)}"
+            f"expecting about {quantity(self.rows, 'sequences')}, {quantity(self.tokens, 'tokens')} from "
+            f"{quantity(self.text_bytes, 'B')} of text, {quantity(self.store_bytes, 'B')} on disk "
+            f"({quantity(self.working_bytes, 'B')} while preparing), {duration(self.seconds)}"
         )
 
     def check_disk(self, data_dir: Path) -> None:
@@ -45,8 +45,8 @@ class Estimate:
         free = shutil.disk_usage(data_dir).free
         if self.working_bytes > free:
             raise UserError(
-                f"preparing needs about {amount(self.working_bytes, 'B')} of disk, {data_dir} has "
-                f"{amount(free, 'B')} free; set data_dir to a larger disk, or data.max_tokens to less"
+                f"preparing needs about {quantity(self.working_bytes, 'B')} of disk, {data_dir} has "
+                f"{quantity(free, 'B')} free; set data_dir to a larger disk, or data.max_tokens to less"
             )
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cramming import progress as progress_
-from cramming.data.durable import write_file
+from cramming.data.lock import locked
+from cramming.durable import write_atomically
 from cramming.errors import UserError
 
 LENGTH = 20  # hexadecimal digits
@@ -45,12 +46,7 @@ def file_sha256(path: Path, progress: progress_.ProgressSink | None = None) -> s
 def content_hashes(files: Sequence[Path], data_dir: Path, progress: progress_.ProgressSink) -> list[str]:
     """The SHA-256 of each file, from memory where path, size and modification time are unchanged."""
     memory = data_dir / "hashes.json"
-    known: dict[str, str] = {}
-    if memory.exists():
-        try:
-            known = json.loads(memory.read_text())
-        except ValueError:
-            known = {}  # only a memory: what it forgot is computed again
+    known = _remembered(memory)
     keys = []
     for path in files:
         status = os.stat(path)
@@ -58,9 +54,18 @@ def content_hashes(files: Sequence[Path], data_dir: Path, progress: progress_.Pr
     unknown = [(key, path) for key, path in zip(keys, files, strict=True) if key not in known]
     if unknown:
         progress.stage("reading the corpus once for its fingerprint", sum(p.stat().st_size for _, p in unknown), "B")
-        for key, path in unknown:
-            known[key] = file_sha256(path, progress)
+        new = {key: file_sha256(path, progress) for key, path in unknown}
         progress.done()
         data_dir.mkdir(parents=True, exist_ok=True)
-        write_file(memory, [json.dumps(known, indent=0).encode()], "hashes")
+        with locked(memory):  # what other processes learned meanwhile stays
+            known = _remembered(memory) | new
+            write_atomically(memory, json.dumps(known, indent=0).encode())
     return [known[key] for key in keys]
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        known: dict[str, str] = json.loads(memory.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}  # only a memory: what it forgot is computed again
+    return known

@@ -7,14 +7,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from cramming import faults
-from cramming.data.durable import disk_full_named, sync
 from cramming.data.tokenizer import Tokenizer
 from cramming.data.tokenizing import Part
+from cramming.durable import room_for, sync
 
 _ROWS_AT_A_TIME = 8192
 
@@ -50,26 +49,22 @@ def pack(
     else:
         rows = _document_rows(documents, tokenizer, seq_length)
     tokens_path, lengths_path = folder / "tokens.bin", folder / "lengths.bin"
-    with disk_full_named(tokens_path), open(tokens_path, "wb") as tokens, open(lengths_path, "wb") as lengths:
-        for block, block_lengths in rows:
-            data = np.ascontiguousarray(block, dtype=tokenizer.dtype).tobytes()
-            tokens.write(data)
-            digest.update(data)
-            packed.rows += len(block)
-            if block_lengths is not None:
-                lengths.write(block_lengths.astype(np.int32).tobytes())
-            faults.point("pack-row-chunk")
-        _finish(tokens)
-        _finish(lengths)
+    with room_for(tokens_path):
+        with open(tokens_path, "wb") as tokens, open(lengths_path, "wb") as lengths:
+            for block, block_lengths in rows:
+                data = np.ascontiguousarray(block, dtype=tokenizer.dtype).tobytes()
+                tokens.write(data)
+                digest.update(data)
+                packed.rows += len(block)
+                if block_lengths is not None:
+                    lengths.write(block_lengths.astype(np.int32).tobytes())
+                faults.point("pack-row-chunk")
+        sync(tokens_path, "store")
+        sync(lengths_path, "store")
     if layout == "packed":
         lengths_path.unlink()
     packed.sha256 = digest.hexdigest()
     return packed
-
-
-def _finish(file: BinaryIO) -> None:
-    file.flush()
-    sync(file.fileno(), "store")
 
 
 def _documents(

@@ -12,18 +12,16 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
 import numpy as np
 import tokenizers
 
 from cramming import faults
 from cramming.data.config import DataConfig
-from cramming.data.durable import disk_full_named, replace, sync_folder, write_file
 from cramming.data.estimate import estimate
 from cramming.data.fingerprint import fingerprint
+from cramming.data.lock import locked
 from cramming.data.packing import Packed, pack
 from cramming.data.sources.source import Piece, Source
 from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
@@ -31,6 +29,7 @@ from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
 from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train
 from cramming.data.tokenizing import Part, part_path, read_part, tokenize
 from cramming.data.workers import default_workers
+from cramming.durable import replace, room_for, sync_folder, write_atomically
 from cramming.errors import UserError
 from cramming.progress import ProgressSink, Silent
 
@@ -56,7 +55,7 @@ def prepare(
         raise UserError(
             f"data_dir={data_dir} cannot be created ({error.strerror}); set data_dir to another folder"
         ) from error
-    with disk_full_named(data_dir):
+    with room_for(data_dir):
         return _Preparation(config, data_dir, workers, progress or Silent()).store()
 
 
@@ -167,7 +166,7 @@ class _Preparation:
                 f"data.seq_length={config.seq_length}; use more text, or shorter sequences"
             )
         manifest = self._manifest(tokenizer, packed) | {"fingerprint": folder.name.removeprefix("store-")}
-        write_file(new / MANIFEST, [json.dumps(manifest, indent=2, sort_keys=True).encode()], "manifest")
+        write_atomically(new / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
         sync_folder(new)
         replace(new, folder, "store")
         faults.point("store-renamed")
@@ -213,19 +212,3 @@ def _counted(parts: Iterable[Part], progress: ProgressSink) -> Iterator[Part]:
     for part in parts:
         yield part
         progress.advance(1)
-
-
-@contextmanager
-def locked(folder: Path, progress: ProgressSink | None) -> Iterator[None]:
-    """Hold the lock of ``folder`` against other processes; the operating system frees it when this one dies."""
-    lock = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if progress is not None:
-            progress.note(f"another process is making {folder.name}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

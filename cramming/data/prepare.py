@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 from cramming.cli import compose, run_command
-from cramming.data.config import DataConfig
+from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
-from cramming.progress import amount, progress_for
+from cramming.data.store import TokenStore
+from cramming.progress import progress_for
+from cramming.text import quantity
 
 _USAGE = """\
 Prepare a corpus without a model: text, tokenizer, token store. Every stage is cached and goes on after a kill.
@@ -17,33 +19,35 @@ Prepare a corpus without a model: text, tokenizer, token store. Every stage is c
 Options: those of pretrain_bert.py that begin with data, and base_dir, data_dir, arch (its vocab_size is the default)"""
 
 
-def run(config: DataConfig, data_dir: Path, workers: int | None = None) -> None:
-    """Prepare the data, saying first what to expect and at the end what there is.
+def prepared(argv: list[str], usage: str) -> tuple[PretrainConfig, TokenStore]:
+    """The configuration ``argv`` describes, and its data; what to expect and how far it is goes to the screen.
 
     Raises:
-        UserError: the input, the tokenizer or the disk cannot be used.
+        UserError: what is wrong with it.
+        SystemExit: after ``--help``, which prints ``usage``.
     """
-    store = prepare(config, data_dir, workers, progress_for())
+    if {"-h", "--help"} & set(argv):
+        print(usage)
+        sys.exit(0)
+    config = compose(argv)
+    return config, prepare(config.data, Path(config.data_dir), progress=progress_for())
+
+
+def command(argv: list[str]) -> None:
+    """Prepare the data ``argv`` describes and say what there is.
+
+    Raises:
+        UserError: what is wrong with it.
+        SystemExit: after ``--help``.
+    """
+    _, store = prepared(argv, _USAGE)
     manifest = store.manifest
     size = sum(file.stat().st_size for file in store.folder.iterdir())
     print(
         f"{store.folder}: {store.rows:,} sequences of {store.seq_length} tokens ({store.layout}), "
-        f"{manifest['documents']:,} documents, {amount(manifest['tokens'], 'tokens')}, "
-        f"vocabulary {store.tokenizer.vocab_size:,}, {amount(size, 'B')}"
+        f"{manifest['documents']:,} documents, {quantity(manifest['tokens'], 'tokens')}, "
+        f"vocabulary {store.tokenizer.vocab_size:,}, {quantity(size, 'B')}"
     )
-
-
-def command(argv: list[str]) -> None:
-    """Compose the configuration ``argv`` describes and prepare its data.
-
-    Raises:
-        UserError: what is wrong with it.
-    """
-    if {"-h", "--help"} & set(argv):
-        print(_USAGE)
-        return
-    config = compose(argv)
-    run(config.data, Path(config.data_dir))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
-from cramming.cli import compose, run_command
-from cramming.data.preparation import prepare
+from cramming.cli import run_command
+from cramming.data.prepare import prepared
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
-from cramming.progress import progress_for
 
 _USAGE = """\
 Print training sequences as the model sees them: one document a line; predicted tokens in brackets.
@@ -77,17 +75,14 @@ def command(argv: list[str]) -> None:
 
     Raises:
         UserError: what is wrong with it.
+        SystemExit: after ``--help``.
     """
+    count = _count([word.removeprefix("n=") for word in argv if word.startswith("n=")])
+    config, store = prepared([word for word in argv if not word.startswith("n=")], _USAGE)
     import torch
 
     from cramming.build import Parts
 
-    if {"-h", "--help"} & set(argv):
-        print(_USAGE)
-        return
-    count = _count([word.removeprefix("n=") for word in argv if word.startswith("n=")])
-    config = compose([word for word in argv if not word.startswith("n=")])
-    store = prepare(config.data, Path(config.data_dir), progress=progress_for())
     parts = Parts(config, store.tokenizer.vocab_size, torch.device("cpu"))
     batch = parts.stream(store, lambda: config.train.mask_rate).draw(count)
     predicted = [row[weight > 0].numpy() for row, weight in zip(batch.positions, batch.weights, strict=True)]

@@ -6,13 +6,13 @@ A folder with ``tokens.bin`` (N, S), ``lengths.bin`` (N,) int32 in the document 
 tokenizer. A sequence's id is its row number, for ever.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cramming.data.fingerprint import file_sha256
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 
@@ -78,11 +78,7 @@ class TokenStore:
         Raises:
             UserError: the tokens are not the ones written.
         """
-        digest = hashlib.sha256()
-        with open(self.folder / "tokens.bin", "rb") as file:
-            while data := file.read(1 << 20):
-                digest.update(data)
-        if digest.hexdigest() != self.manifest["tokens_sha256"]:
+        if file_sha256(self.folder / "tokens.bin") != self.manifest["tokens_sha256"]:
             raise UserError(
                 f"{self.folder}/tokens.bin is damaged (checksum); delete {self.folder} and prepare the data again"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from cramming.data.durable import write_file
+from cramming.durable import write_atomically
 from cramming.errors import UserError
 
 FILE = "tokenizer.json"
@@ -109,7 +109,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` (which Hugging Face's libraries read, too) into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / FILE, [self._json.encode()], "tokenizer")
+        write_atomically(folder / FILE, self._json.encode())
 
     @staticmethod
     def load(folder: Path) -> "Tokenizer":

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from cramming import faults
-from cramming.data.durable import write_file
 from cramming.data.sources.source import Piece
 from cramming.data.tokenizer import Tokenizer
 from cramming.data.workers import Workers
+from cramming.durable import write_file
 from cramming.progress import ProgressSink
 
 BLOCK_CHARACTERS = 1 << 20

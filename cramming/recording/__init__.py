@@ -8,5 +8,5 @@ Everything here takes plain dicts and numbers: it knows neither the loop, the en
 * ``panel``: the live panel, or plain lines where there is no terminal; ``logfile``: log lines above it and ``run.log``.
 * ``summary``: ``summary.json`` and the table at the end; ``environment``: versions, machine, git revision.
 * ``plot``: ``curves.png``; ``trackers``: W&B and TensorBoard behind one interface; ``config``: their options.
-* ``files``: strict JSON and atomic writes; ``text``: durations and counts as people read them.
+* ``strict_json``: JSON that every reader accepts.
 """

@@ -10,8 +10,8 @@ from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
+from cramming.durable import is_full, room_for
 from cramming.errors import UserError
-from cramming.recording.files import is_full, room_for
 
 OURS = ("cramming", "efficient_training", "rst", "__main__")
 """Loggers heard from INFO up; all others, which belong to libraries, from WARNING up."""

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cramming import faults
-from cramming.recording.files import dumps, room_for, write_all, write_atomically
+from cramming.durable import room_for, write_all, write_atomically
+from cramming.recording.strict_json import dumps
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from cramming.recording.logfile import FILE_ONLY
 from cramming.recording.smoothing import Smoothed
-from cramming.recording.text import Unit, amount, duration, number
+from cramming.text import Unit, amount, duration, number
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cramming.recording.files import write_atomically
+from cramming.durable import write_atomically
 from cramming.recording.smoothing import centred_mean
-from cramming.recording.text import Unit
+from cramming.text import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

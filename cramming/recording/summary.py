@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cramming.recording.files import dumps, write_atomically
-from cramming.recording.text import Unit, amount, duration, number
+from cramming.durable import write_atomically
+from cramming.recording.strict_json import dumps
+from cramming.text import Unit, amount, duration, number
 
 REQUIRED = (
     "steps",

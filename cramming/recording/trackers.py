@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.recording.config import WandbConfig
-from cramming.recording.files import strict, write_atomically
+from cramming.recording.strict_json import strict
 
 if TYPE_CHECKING:
     import wandb

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cramming import durable
 from cramming.errors import UserError
-from cramming.recording import files, metrics
+from cramming.recording import metrics
 
 
 def row(step: int, **more: float | None) -> dict[str, float | None]:
@@ -102,7 +103,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: 
         room -= written
         return written
 
-    monkeypatch.setattr(files.os, "write", until_full)
+    monkeypatch.setattr(durable.os, "write", until_full)
     with metrics.MetricsLog(path) as log, pytest.raises(UserError, match=r"no space left.*metrics\.jsonl") as caught:
         log.append(row(3))
     assert "\n" not in str(caught.value)
@@ -119,7 +120,7 @@ def test_another_write_error_is_not_called_a_full_disk(tmp_path: Path, monkeypat
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with metrics.MetricsLog(tmp_path / "metrics.jsonl") as log:
-        monkeypatch.setattr(files.os, "write", broken)
+        monkeypatch.setattr(durable.os, "write", broken)
         with pytest.raises(OSError, match="Input/output") as caught:
             log.append(row(1))
     assert not isinstance(caught.value, UserError)

@@ -17,11 +17,12 @@ from typing import Any
 
 from cramming import faults
 from cramming.data.config import DataConfig
-from cramming.data.durable import write_file
 from cramming.data.fingerprint import fingerprint
+from cramming.data.lock import locked
 from cramming.data.sources import prose
 from cramming.data.sources.source import Piece, Source, documents_to_pieces
 from cramming.data.workers import Workers
+from cramming.durable import write_file
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
 from cramming.registry import register
@@ -143,7 +144,8 @@ class PythonDocs:
                 kept = self._folder / f"chunk-{number:05d}.json"
                 if not kept.exists():
                     faults.point("harvest-chunk")
-                    write_file(kept, [json.dumps(unique, ensure_ascii=False, indent=0).encode()], "harvest")
+                    with locked(self._folder):  # other tokenizers and stores, made at the same time, need it too
+                        write_file(kept, [json.dumps(unique, ensure_ascii=False, indent=0).encode()], "harvest")
                 size = sum(size for _, size in files)
                 for place, document in enumerate(unique, 1):
                     yield "\n\n".join(document), before + size * place / len(unique)

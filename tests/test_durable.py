@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cramming import faults
-from cramming.recording.files import write_atomically
+from cramming.durable import write_atomically
 
 CHILD = """
 import sys
 from pathlib import Path
-from cramming.recording.files import write_atomically
+from cramming.durable import write_atomically
 write_atomically(Path(sys.argv[1]), b"new" * 1000)
 """
 
@@ -25,7 +25,7 @@ def test_killed_before_the_rename_leaves_the_old_file(tmp_path: Path, where: str
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(path)],
         env={"PATH": "", faults.VARIABLE: f"summary-{where}:1"},
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[1],
         check=False,
     )
     assert child.returncode == -signal.SIGKILL

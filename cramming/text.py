@@ -1,4 +1,4 @@
-"""Durations and amounts of budget as people read them. ASCII only, so that any log file can hold them."""
+"""Durations, amounts and quantities as people read them. ASCII only, so that any log file can hold them."""
 
 import math
 from typing import Literal
@@ -30,6 +30,14 @@ def amount(value: float | None, unit: Unit) -> str:
     if unit == "s" or value is None:
         return duration(value)
     return f"{value:,.0f} step{'' if value == 1 else 's'}"
+
+
+def quantity(n: float, unit: str) -> str:
+    """A rough count: ``12.3 MB``, ``1.4 M tokens``, ``17 files``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= factor:
+            return f"{n / factor:.1f} {prefix}{'' if unit == 'B' else ' '}{unit}"
+    return f"{n:.0f} {unit}"
 
 
 def number(value: float | None, form: str) -> str:

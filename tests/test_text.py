@@ -6,7 +6,7 @@ import random
 import pytest
 
 from cramming.recording.smoothing import Smoothed, centred_mean
-from cramming.recording.text import amount, duration, number
+from cramming.text import amount, duration, number
 
 
 @pytest.mark.parametrize(
