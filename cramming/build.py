@@ -157,8 +157,9 @@ def build_run(
         UserError: a corpus smaller than one batch, a cost table that does not match, options that exclude each other.
     """
     where = torch.device(resolved.device)
-    torch.set_num_threads(resolved.threads)
+    resolve.compute_exactly(where)
     parts = Parts(config, store.tokenizer.vocab_size, where)
+    torch.set_num_threads(resolved.threads)
     method = build_method(config.method, config.train.optim.needs_method)
     check_accounts(config.free, method)
     if resolved.microbatch_size is None:

@@ -48,7 +48,7 @@ def demo(argv: list[str]) -> None:
     config = compose([*_OPTIONS, *argv])
     console = Console()
     console.rule("training, to half of the budget")
-    half = compose([*_OPTIONS, *argv, f"stop_at={config.budget_s / 2 / config.rst.unit_s}"])
+    half = compose([*_OPTIONS, *argv, f"stop_at={config.budget_s / 2:g}{'s' * (config.rst.unit_s > 1)}"])
     pretrain(half)
     console.rule("the same command again: it goes on from its checkpoint")
     pretrain(config)

@@ -117,6 +117,13 @@ def memory_is_left() -> bool:
     return torch.cuda.max_memory_reserved() <= _MEMORY_SHARE * total
 
 
+def compute_exactly(where: torch.device) -> None:
+    """Make the device repeat itself to the last bit where it can; what cannot is named by torch in a warning."""
+    if where.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def available_cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
