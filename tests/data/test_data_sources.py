@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import lzma
+import random
 from pathlib import Path
 
 import pyarrow
@@ -135,3 +136,18 @@ def test_positions_reach_the_total(tmp_path: Path) -> None:
     positions = [piece.position for piece in local.pieces()]
     assert positions == sorted(positions)
     assert positions[-1] == local.total == sum((tmp_path / n).stat().st_size for n in ("a.txt", "b.txt.gz"))
+
+
+def test_an_expensive_beginning_does_not_stand_for_a_compressed_file(tmp_path: Path) -> None:
+    """The first part of this file takes twice the bytes that the rest does; xz does likewise."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=7)) for _ in range(300)]
+    beginning = (draw.choices("abcdefghijklmnopqrstuvwxyz", k=7) for _ in range(20_000))
+    text = " ".join(["".join(word) for word in beginning] + draw.choices(words, k=800_000)).replace("aa", "\n\n")
+    path = tmp_path / "corpus.txt.gz"
+    path.write_bytes(gzip.compress(text.encode(), 1))
+    local = LocalSource(str(path), "block", "text", tmp_path / "data", Silent())
+    texts, raw = local.glimpse(100_000)
+    taken = sum(map(len, texts))
+    assert 100_000 <= taken < 2_000_000
+    assert taken / raw * local.total == pytest.approx(len(text), rel=0.05)

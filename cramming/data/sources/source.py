@@ -42,7 +42,7 @@ class Source(Protocol):
         """
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
-        """About ``characters`` of text and how much raw input they took, for estimates."""
+        """About ``characters`` of text and how much of ``total`` holds as much, for estimates."""
 
 
 class Assembler:
