@@ -14,8 +14,8 @@ from torch import Tensor
 class Batch:
     """Masked sequences, ready for the model.
 
-    ``normalizer`` is the number of predicted tokens of the whole batch (one optimizer step); parts made by ``split``
-    keep it, so that the sum of their losses is the mean over the batch however it is cut.
+    ``normalizer`` is the number of predicted tokens of the whole batch (one optimizer step); parts of a batch keep
+    it, so that the sum of their losses is the mean over the batch however it is cut.
     """
 
     ids: Tensor  # (B,) int64: row numbers in the token store, for ever
@@ -36,13 +36,18 @@ class Batch:
         """S, the padded sequence length."""
         return self.inputs.shape[1]
 
+    def groups(self, sequences: int | None) -> Iterator["Batch"]:
+        """Draw groups: consecutive parts of ``sequences`` each (``None``: the whole), numbered by ``index``."""
+        for number, part in enumerate(self.split(sequences)):
+            yield replace(part, index=number)
+
     def split(self, sequences: int | None) -> Iterator["Batch"]:
-        """Consecutive parts of ``sequences`` each (``None``: the whole), numbered by ``index``."""
+        """Consecutive parts of ``sequences`` each (``None``: the whole), still of the draw group they were of."""
         if sequences is None or sequences >= len(self):
             yield self
             return
-        for number, start in enumerate(range(0, len(self), sequences)):
-            yield replace(self._rows(slice(start, start + sequences)), index=number)
+        for start in range(0, len(self), sequences):
+            yield self._rows(slice(start, start + sequences))
 
     def select(self, rows: Tensor) -> "Batch":
         """The sequences ``rows`` (int64 or bool) as a batch of their own, with its own normalizer."""

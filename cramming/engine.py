@@ -62,7 +62,6 @@ class Engine:
         self.skipped_steps = 0
         self.grad_norm = float("nan")  # of the last step, before clipping
         self.loss = float("nan")  # of the last step: mean over its predicted tokens, of passes charged to ``train``
-        self.predicted_tokens = 0
         self._loss = torch.zeros((), device=next(model.parameters()).device)
         self._scale = _FIRST_SCALE if precision == "float16" else 1.0
         self._good_steps = 0
@@ -198,7 +197,7 @@ class Engine:
             torch.cuda.synchronize(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, the loss scale, the count of skipped steps and the last gradient's norm."""
+        """The optimizer's state, loss scale, counts of skipped steps, and gradients that wait for a deferred step."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scale": self._scale,
@@ -206,6 +205,9 @@ class Engine:
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "grad_norm": self.grad_norm,
+            # Of a step that a method has deferred; else there are none.
+            "gradients": {i: p.grad for i, (p, _) in enumerate(self._pairs) if p.grad is not None},
+            "pending_loss": self._loss,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,6 +216,9 @@ class Engine:
         self._scale, self._good_steps = state["scale"], state["good_steps"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         self.grad_norm = state["grad_norm"]
+        for index, gradient in state["gradients"].items():
+            self._pairs[index][0].grad = gradient.to(self.device)
+        self._loss = state["pending_loss"].to(self.device)
 
     def _forward(self, account: str, kind: Kind) -> Forward:
         def forward(batch: Batch, logits: bool = False) -> Tensor:

@@ -82,7 +82,7 @@ def train(run: Run, observe: Callable[[Run], None]) -> None:
             break
         run.method.before_step(run)
         factor = run.schedule(run.clock.progress)
-        for group in batch.split(run.method.sequences_per_draw):
+        for group in batch.groups(run.method.sequences_per_draw):
             with run.method.thinned(run, group):
                 for microbatch in group.split(run.engine.microbatch_size):
                     run.engine.backward(microbatch, run.method.objective)

@@ -55,7 +55,9 @@ def test_the_defaults_are_the_studys() -> None:
 
 
 def test_what_is_stored_is_read_back_the_same() -> None:
-    config = compose([*BASE, "arch=bert_small", "train/optim=lion", "train/schedule=trapezoid", "rst=steps", "budget=7"])
+    config = compose(
+        [*BASE, "arch=bert_small", "train/optim=lion", "train/schedule=trapezoid", "rst=steps", "budget=7"]
+    )
     assert typed(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))) == config
 
 

@@ -87,7 +87,7 @@ class SecondPass(Method):
         with torch.no_grad():
             torch._foreach_add_(parameters, slopes, alpha=self.rho / norm)
         run.engine.optimizer.zero_grad(set_to_none=True)
-        for group in batch.split(run.method.sequences_per_draw):
+        for group in batch.groups(run.method.sequences_per_draw):
             with run.method.thinned(run, group):  # a pure function of (seed, step, group): the same layers again
                 for microbatch in group.split(run.engine.microbatch_size):
                     run.engine.backward(microbatch, run.method.objective, "second_pass")

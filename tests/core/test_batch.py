@@ -17,7 +17,7 @@ layouts = st.sampled_from(["packed", "document"])
 def test_parts_follow_one_another_and_keep_the_normalizer_of_the_whole(n: int, size: int, layout: str) -> None:
     """So the sum of their losses is the mean over the batch, however it is cut."""
     batch = batch_of(n, layout)
-    parts = list(batch.split(size))
+    parts = list(batch.groups(size))
     assert [len(part) for part in parts] == [min(size, n - start) for start in range(0, n, size)]
     assert all(torch.equal(part.normalizer, batch.weights.sum()) for part in parts)
     assert [part.index for part in parts] == list(range(len(parts)))
@@ -31,9 +31,10 @@ def test_none_means_the_whole() -> None:
 
 def test_groups_are_numbered_and_their_parts_still_belong_to_the_whole() -> None:
     batch = batch_of(12, "document")
-    groups = list(batch.split(4))
+    groups = list(batch.groups(4))
     assert [group.index for group in groups] == [0, 1, 2]
     microbatches = [part for group in groups for part in group.split(2)]
+    assert [part.index for part in microbatches] == [0, 0, 1, 1, 2, 2]
     assert same(torch.cat([part.ids for part in microbatches]), batch.ids)
     assert all(torch.equal(part.normalizer, batch.normalizer) for part in microbatches)
 
@@ -50,7 +51,7 @@ def test_selected_sequences_are_a_batch_of_their_own(layout: str) -> None:
     for part in (by_mask, by_number):
         assert part.normalizer == part.weights.sum()
         assert part.normalizer < batch.normalizer
-    _, second = batch.split(3)
+    _, second = batch.groups(3)
     assert second.select(torch.tensor([0])).index == 0, "no longer a group of the batch it was taken from"
 
 

@@ -19,6 +19,7 @@ POINTS = {
     "checkpoint-state": 3,
     "checkpoint-fsync": 12,
     "checkpoint-rename": 3,
+    "checkpoint-replace": 1,
     "checkpoint-renamed": 3,
     "checkpoint-pruned": 3,
     "config-write": 1,
