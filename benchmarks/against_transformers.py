@@ -36,7 +36,7 @@ from rst.clock import Clock
 from rst.costs import StepsCost
 
 LR, CLIP_NORM = 1e-3, 0.5
-ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.98], "eps": 1e-12}
+WEIGHT_DECAY, BETAS, EPS = 0.01, (0.9, 0.98), 1e-12
 LOSSES_AGREE_WITHIN = 0.02  # nats; both round to bfloat16, each in its own places
 
 
@@ -109,7 +109,14 @@ class Ours:
         model = from_reference("hf_bert", reference.config.to_dict(), reference.state_dict(), "mlm")
         self.engine = Engine(
             model.train(),  # type: ignore[arg-type]
-            optim.build("adamw", optim.parameter_groups(model, decay_norms=False), lr=LR, **ADAMW),
+            optim.build(
+                "adamw",
+                optim.parameter_groups(model, decay_norms=False),
+                lr=LR,
+                weight_decay=WEIGHT_DECAY,
+                betas=list(BETAS),
+                eps=EPS,
+            ),
             Clock({"main": StepsCost()}, budget_s=1e9),
             precision="bfloat16",
             microbatch_size=options.microbatch_size,
@@ -136,29 +143,53 @@ class Theirs(transformers.Trainer):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
 
+@dataclass
+class Seconds:
+    """Seconds of each block: by the clock, and of this process's threads."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    def add(self, started: tuple[float, float]) -> None:
+        """What passed since ``started`` belongs to the last block."""
+        wall, cpu = now()
+        self.wall[-1] += wall - started[0]
+        self.cpu[-1] += cpu - started[1]
+
+    def open(self) -> None:
+        """A new block."""
+        self.wall.append(0.0)
+        self.cpu.append(0.0)
+
+
+def now() -> tuple[float, float]:
+    """Seconds by the clock and of this process's threads."""
+    return time.perf_counter(), time.process_time()
+
+
 class Alternate(transformers.TrainerCallback):
     """Times their steps, without the loading of data between them, and runs a block of ours after each of theirs."""
 
     def __init__(self, ours: Ours, options: Options) -> None:
         self.ours, self.options = ours, options
-        self.their_s, self.our_s = [0.0], [0.0]
-        self.our_loss = self._started = 0.0
+        self.their_s, self.our_s = Seconds([0.0], [0.0]), Seconds([0.0], [0.0])
+        self.our_loss, self._started = 0.0, now()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Their step starts."""
-        self._started = time.perf_counter()
+        self._started = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Their step ended; after the last of a block it is our turn."""
-        self.their_s[-1] += time.perf_counter() - self._started
+        self.their_s.add(self._started)
         if state.global_step % self.options.steps:
             return
-        started = time.perf_counter()
+        started = now()
         for _step in range(self.options.steps):
             self.our_loss = self.ours.step()
-        self.our_s[-1] += time.perf_counter() - started
-        self.their_s.append(0.0)
-        self.our_s.append(0.0)
+        self.our_s.add(started)
+        self.their_s.open()
+        self.our_s.open()
 
 
 def their_model(options: Options) -> transformers.PreTrainedModel:
@@ -202,10 +233,10 @@ def measure(options: Options) -> dict[str, Any]:
                 learning_rate=LR,
                 lr_scheduler_type="constant",
                 max_grad_norm=CLIP_NORM,
-                weight_decay=ADAMW["weight_decay"],
-                adam_beta1=ADAMW["betas"][0],
-                adam_beta2=ADAMW["betas"][1],
-                adam_epsilon=ADAMW["eps"],
+                weight_decay=WEIGHT_DECAY,
+                adam_beta1=BETAS[0],
+                adam_beta2=BETAS[1],
+                adam_epsilon=EPS,
                 logging_steps=1,
                 save_strategy="no",
                 report_to=[],
@@ -219,16 +250,14 @@ def measure(options: Options) -> dict[str, Any]:
     if abs(float(their_loss) - alternate.our_loss) > LOSSES_AGREE_WITHIN:
         raise UserError(f"losses after the last step differ: theirs {their_loss}, ours {alternate.our_loss}")
     kept = slice(options.warmup, -1)  # the last entry was opened and never used
-    ratios = [t / o for t, o in zip(alternate.their_s[kept], alternate.our_s[kept], strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
+    ours, theirs = alternate.our_s, alternate.their_s
     tokens = options.steps * options.batch_size * options.seq_length
     return {
-        "ratio_median": median,
-        "ratio_quartiles": [low, high],
-        "ratios": ratios,
-        "our_tokens_per_s_median": tokens / statistics.median(alternate.our_s[kept]),
-        "their_tokens_per_s_median": tokens / statistics.median(alternate.their_s[kept]),
-        "our_first_block_s": alternate.our_s[0],
+        "wall": _ratio(theirs.wall[kept], ours.wall[kept]),
+        "cpu": _ratio(theirs.cpu[kept], ours.cpu[kept]),
+        "our_tokens_per_s_median": tokens / statistics.median(ours.wall[kept]),
+        "their_tokens_per_s_median": tokens / statistics.median(theirs.wall[kept]),
+        "our_first_block_s": ours.wall[0],
         "losses_after_last_step": {"ours": alternate.our_loss, "theirs": float(their_loss)},
         "fast_paths": alternate.ours.fast_paths,
         "options": asdict(options),
@@ -239,6 +268,13 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
+def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
+    """Their seconds over ours, pair by pair: median, quartiles and all of them."""
+    ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"median": median, "quartiles": [low, high], "pairs": ratios}
+
+
 def main() -> None:
     """Parse, measure, print."""
     usage = f"{__doc__}\nOptions: {' '.join(f'{f.name}={f.default}' for f in fields(Options))}"
@@ -246,11 +282,12 @@ def main() -> None:
     if words:
         raise UserError(f"{words[0]!r} is not key=value")
     result = measure(options)
-    low, high = result["ratio_quartiles"]
+    for clock, unit in (("wall", "tokens/s"), ("cpu", "tokens per CPU second")):
+        low, high = result[clock]["quartiles"]
+        print(f"{result[clock]['median']:.2f}x their {unit} (quartiles {low:.2f} to {high:.2f}, {options.pairs} pairs)")
     print(
-        f"{result['ratio_median']:.2f}x their tokens/s (quartiles {low:.2f} to {high:.2f}, {options.pairs} pairs); "
         f"ours {result['our_tokens_per_s_median']:.0f}, theirs {result['their_tokens_per_s_median']:.0f} tokens/s; "
-        f"losses {result['losses_after_last_step']}"
+        f"first block of ours {result['our_first_block_s']:.1f} s; losses {result['losses_after_last_step']}"
     )
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=1) + "\n")

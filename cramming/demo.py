@@ -1,4 +1,4 @@
-"""``make demo``: a small model, trained, interrupted, resumed and looked at, on text that is already on this machine."""
+"""``make demo``: a small model, trained, stopped, resumed and looked at, on text that is already on this machine."""
 
 import json
 import math
@@ -68,7 +68,8 @@ def _table(base_dir: Path, name: str) -> Table:
     untrained = validate(run)
     assert untrained is not None
     predicted_s, wall_s = sum(summary["ledger"].values()), summary["train_wall_s"]
-    table = Table(show_header=False, title=f"{name}: {run.config.arch.name}, {summary['steps']} steps", title_justify="left")
+    title = f"{name}: {run.config.arch.name}, {summary['steps']} steps"
+    table = Table(show_header=False, title=title, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     table.add_row("held-out loss before training", f"{untrained.loss:.3f}")

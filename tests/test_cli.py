@@ -118,7 +118,14 @@ def test_asking_for_a_run_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_because_torch_is_not_imported() -> None:
-    code = "import sys, runpy; sys.argv = ['pretrain_bert.py', '--help']\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = """
+import runpy, sys
+sys.argv = ["pretrain_bert.py", "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     for group in ("arch", "data", "train/optim", "train/schedule", "method", "rst", "wandb", "experiment"):
         assert re.search(rf"^  {group} +\w", done.stdout, re.MULTILINE), group

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,11 @@ def test_killed_at_random_moments(finished: Path, folder: Path) -> None:
     log = folder / "outputs" / "whole" / "metrics.jsonl"
     for steps in sorted(draw.sample(range(1, 12), 4)):
         process = runs.start(words)
-        runs.wait_for(lambda steps=steps: (log.exists() and len(rows(log.parent)) >= steps) or not process.is_alive())
+
+        def far_enough(process: Any = process, steps: int = steps) -> bool:
+            return (log.exists() and len(rows(log.parent)) >= steps) or not process.is_alive()
+
+        runs.wait_for(far_enough)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     interrupted(finished, folder)

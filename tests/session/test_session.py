@@ -171,7 +171,8 @@ def test_a_multirun_names_its_jobs_and_survives_one_that_fails(folder: Path) -> 
 
 @pytest.mark.parametrize("clock", ["wallclock", "flops rst.flops_per_s=1e9", "calibrate rst.within_s=0.5"])
 def test_other_clocks_end_their_budget_after_a_whole_step(folder: Path, clock: str) -> None:
-    train(folder, "name=a", f"rst={clock.split()[0]}", *clock.split()[1:], "budget=0.05s")
+    kind, *options = clock.split()
+    train(folder, "name=a", f"rst={kind}", *options, "budget=0.05s")
     found = summary(folder, "a")
     assert found["spent_s"] >= 0.05
     assert found["work"]["train"]["forward_backward"]["sequences"] == 8 * found["steps"]  # type: ignore[index,operator]
