@@ -70,7 +70,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "index"}
-        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
+        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})  # type: ignore[arg-type]
 
     def _rows(self, rows: slice | Tensor) -> "Batch":
         per_sequence = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths")
