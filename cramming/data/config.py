@@ -9,6 +9,7 @@ from cramming.progress import ProgressSink
 from cramming.suggest import nearest
 
 LAYOUTS = ("packed", "document")
+SMALLEST_VOCABULARY = 128  # pieces: all of ASCII and a few words
 
 
 @dataclass
@@ -38,9 +39,10 @@ class DataConfig:
             raise UserError(f"data.seq_length={self.seq_length} is too short; it takes 4 or more, usually 128")
         if not self.tokenizer:
             raise UserError("data.tokenizer is empty; use train, a folder, a vocabulary file or a Hugging Face name")
-        if self.tokenizer == "train" and self.vocab_size < 128:
+        if self.tokenizer == "train" and self.vocab_size < SMALLEST_VOCABULARY:
             raise UserError(
-                f"data.vocab_size={self.vocab_size} is too small; it takes 128 or more, usually 8192 or 32768"
+                f"data.vocab_size={self.vocab_size} is too small; it takes {SMALLEST_VOCABULARY} or more, "
+                "usually 8192 or 32768"
             )
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(f"data.heldout_fraction={self.heldout_fraction} is not a share; it takes 0 to below 1")

@@ -9,12 +9,11 @@ from cramming.data.config import DataConfig
 from cramming.data.sources.source import Source
 from cramming.data.tokenizer import Tokenizer
 from cramming.data.tokenizer_training import throwaway
-from cramming.data.tokenizing import Encoder
+from cramming.data.tokenizing import BLOCK_CHARACTERS, Encoder
 from cramming.errors import UserError
 from cramming.text import duration, quantity
 
 _GLIMPSED_CHARACTERS = 400_000
-_THROWAWAY_CHARACTERS = 100_000
 _TRAINING_BYTES_PER_S = 4e6
 
 
@@ -63,8 +62,7 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
     text_bytes = glimpsed_bytes / max(1.0, raw) * max(source.total, raw)
     training_s = 0.0
     if tokenizer is None:
-        joined = " ".join(texts)[:_THROWAWAY_CHARACTERS]
-        tokenizer = throwaway([joined], min(config.vocab_size, 4096))
+        tokenizer = throwaway(texts, config.vocab_size)
         training_s = min(text_bytes, source.sample_bytes) / _TRAINING_BYTES_PER_S
     encoder = Encoder(tokenizer)
     begun = time.monotonic()
@@ -74,9 +72,14 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
     documents = scale * len(texts)
     if config.max_documents is not None:
         scale *= min(1.0, config.max_documents / documents)
+    glimpsed_tokens += len(texts)  # a [SEP] each
+    tokenized = scale * glimpsed_tokens
     if config.max_tokens is not None:
-        scale = min(scale, config.max_tokens / max(1, glimpsed_tokens))
-    tokens = scale * (glimpsed_tokens + len(texts))
+        scale = min(scale, config.max_tokens / glimpsed_tokens)
+        # Whole blocks are kept until they are packed, and ``Workers.ordered`` works on some that come after the limit.
+        block = BLOCK_CHARACTERS * glimpsed_tokens / sum(map(len, texts))
+        tokenized = min(tokenized, config.max_tokens + (workers + 2) * block)
+    tokens = scale * glimpsed_tokens
     width = config.seq_length - int(config.row_cls)
     rows = tokens / width if config.layout == "packed" else scale * len(texts)
     size = tokenizer.dtype.itemsize
@@ -86,6 +89,6 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
         tokens=tokens,
         rows=rows,
         store_bytes=store_bytes,
-        working_bytes=store_bytes + tokens * size + scale * len(texts) * 4,
+        working_bytes=store_bytes + tokenized * size + scale * len(texts) * 4,
         seconds=training_s + scale * encode_s / max(1, workers),
     )

@@ -65,7 +65,7 @@ def content_hashes(files: Sequence[Path], data_dir: Path, progress: progress_.Pr
 
 def _remembered(memory: Path) -> dict[str, str]:
     try:
-        known: dict[str, str] = json.loads(memory.read_text())
+        known = json.loads(memory.read_text())
     except (FileNotFoundError, ValueError):
-        return {}  # only a memory: what it forgot is computed again
-    return known
+        known = None
+    return known if isinstance(known, dict) else {}  # only a memory: what it forgot is computed again

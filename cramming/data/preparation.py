@@ -8,6 +8,7 @@ Below ``data_dir``::
     store-<fingerprint>/             a whole store, renamed into place
 """
 
+import errno
 import json
 import platform
 import shutil
@@ -55,8 +56,15 @@ def prepare(
         raise UserError(
             f"data_dir={data_dir} cannot be created ({error.strerror}); set data_dir to another folder"
         ) from error
-    with room_for(data_dir):
-        return _Preparation(config, data_dir, workers, progress or Silent()).store()
+    try:
+        with room_for(data_dir):
+            return _Preparation(config, data_dir, workers, progress or Silent()).store()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(
+            f"{error.filename or data_dir} cannot be written ({error.strerror}); set data_dir to a folder of your own"
+        ) from error
 
 
 class _Preparation:
@@ -104,7 +112,7 @@ class _Preparation:
             return Tokenizer.load(Path(name).expanduser())
         folder = self._tokenizer_folder()
         if (folder / FILE).exists():
-            return Tokenizer.load(folder)
+            return Tokenizer.kept(folder)
         if name == "train":
             return None
         with locked(folder, self._progress):
@@ -125,7 +133,7 @@ class _Preparation:
                 faults.point("tokenizer-trained")
                 tokenizer.save(folder)
                 faults.point("tokenizer-written")
-        return Tokenizer.load(folder)
+        return Tokenizer.kept(folder)
 
     def _store_folder(self, tokenizer: Tokenizer) -> Path:
         config = self._config
@@ -161,10 +169,10 @@ class _Preparation:
         )
         progress.done()
         if packed.rows == 0:
-            raise UserError(
-                f"{source.name} holds {packed.tokens} tokens, less than one sequence of "
-                f"data.seq_length={config.seq_length}; use more text, or shorter sequences"
-            )
+            short = f"less than one sequence of data.seq_length={config.seq_length}"
+            if packed.tokens == config.max_tokens:
+                raise UserError(f"data.max_tokens={config.max_tokens} is {short}; raise it, or use shorter sequences")
+            raise UserError(f"{source.name} holds {packed.tokens} tokens, {short}; use more text, or shorter sequences")
         manifest = self._manifest(tokenizer, packed) | {"fingerprint": folder.name.removeprefix("store-")}
         write_atomically(new / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
         sync_folder(new)

@@ -62,7 +62,7 @@ class TokenStore:
         for name, expected in sizes.items():
             if found[name] != expected:
                 raise UserError(f"{folder / name} has {found[name]} bytes, not {expected}: it is damaged; {again}")
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.kept(folder)
         if tokenizer.sha256 != manifest["tokenizer_sha256"]:
             raise UserError(f"the token store's tokenizer is not the one it was made with; {again}")
         return TokenStore(folder, manifest, tokenizer)

@@ -112,6 +112,18 @@ class Tokenizer:
         write_atomically(folder / FILE, self._json.encode())
 
     @staticmethod
+    def kept(folder: Path) -> "Tokenizer":
+        """The tokenizer that ``save`` wrote into ``folder``.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return Tokenizer.load(folder)
+        except UserError as error:
+            raise UserError(f"{folder / FILE} is damaged; delete {folder} and run the same command again") from error
+
+    @staticmethod
     def load(folder: Path) -> "Tokenizer":
         """The tokenizer of a folder, or of a tokenizer.json or vocab.txt file.
 
@@ -122,6 +134,8 @@ class Tokenizer:
         if folder.is_dir():
             candidates = [folder / FILE, folder / "vocab.txt"]
             found = [candidate for candidate in candidates if candidate.is_file()]
+            if not found and len(others := sorted(folder.glob("*vocab.txt"))) == 1:
+                found = others  # as published: bert-base-uncased-vocab.txt
             if not found:
                 raise UserError(f"data.tokenizer={folder} has no tokenizer.json or vocab.txt in it; {_ALTERNATIVES}")
             path = found[0]

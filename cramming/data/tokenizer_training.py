@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from cramming.data.config import SMALLEST_VOCABULARY
 from cramming.data.sources.source import Source
 from cramming.data.tokenizer import Tokenizer, wordpiece
 from cramming.errors import UserError
@@ -90,6 +91,11 @@ def train(texts: list[str], vocab_size: int, what: str) -> Tokenizer:
         UserError: the text does not support so many pieces.
     """
     backend, size = _train(texts, vocab_size)
+    if size < min(vocab_size, SMALLEST_VOCABULARY):
+        raise UserError(
+            f"{what} supports a vocabulary of {size} pieces only; use more text, "
+            "or a ready tokenizer with data.tokenizer=<folder or vocabulary file>"
+        )
     if size != vocab_size:
         raise UserError(
             f"data.vocab_size={vocab_size} is more than {what} supports ({size} pieces); "

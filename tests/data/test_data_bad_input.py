@@ -1,8 +1,10 @@
 """What cannot be used is refused in one line that names it and the way out."""
 
+import errno
 import gzip
 import json
 import lzma
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +51,22 @@ def test_no_path(tmp_path: Path) -> None:
 def test_empty_file(tmp_path: Path, content: str, document: str) -> None:
     path = corpus(tmp_path, content)
     refused(LocalConfig(path=path, document=document), tmp_path, path, "holds no text")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside one that can: what lies there must not be left out in silence."""
+    inner = tmp_path / "folder" / "inner"
+    inner.mkdir(parents=True)
+    corpus(tmp_path / "folder", LONG)
+    scandir = os.scandir
+
+    def no(path: str) -> object:
+        if Path(path) == inner:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", no)
+    refused(LocalConfig(path=str(tmp_path / "folder")), tmp_path, str(inner), "Permission denied")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
@@ -121,6 +139,16 @@ def test_vocabulary_larger_than_the_text_supports(tmp_path: Path, english: str) 
     assert store.tokenizer.vocab_size == supported
 
 
+def test_text_too_small_for_any_vocabulary(tmp_path: Path) -> None:
+    """No size is suggested that is refused in turn."""
+    refused(LocalConfig(path=corpus(tmp_path, "hello")), tmp_path, "corpus.txt", "pieces only; use more text")
+
+
+def test_a_limit_below_one_sequence(tmp_path: Path, letters: str) -> None:
+    path = corpus(tmp_path, LONG)
+    refused(LocalConfig(path=path, tokenizer=letters, max_tokens=10), tmp_path, "data.max_tokens=10", "seq_length=128")
+
+
 def test_less_than_one_sequence(tmp_path: Path, letters: str) -> None:
     path = corpus(tmp_path, "a b c")
     refused(LocalConfig(path=path, tokenizer=letters), tmp_path, "4 tokens", "data.seq_length=128")
@@ -172,6 +200,24 @@ def test_values(tmp_path: Path, key: str, value: object) -> None:
     config = LocalConfig(path=corpus(tmp_path, LONG))
     setattr(config, key, value)
     refused(config, tmp_path, f"data.{key}")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_data_dir_that_cannot_be_written(
+    tmp_path: Path, letters: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus(tmp_path, LONG)
+    prepare(LocalConfig(path=path, tokenizer=letters), tmp_path / "whole", workers=0)
+    create = os.open
+
+    def no(file: str, flags: int, *rest: int, **options: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number), file)
+        return create(file, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", no)
+    refused(LocalConfig(path=path, tokenizer=letters), tmp_path, "data/hashes.json", "data_dir", os.strerror(number))
+    prepare(LocalConfig(path=path, tokenizer=letters), tmp_path / "whole", workers=0)  # what is there can be used
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, letters: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What is in a token store: checked by hand, and against a few lines that say what it should be."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cramming.data import tokenizing
+from cramming.data import fingerprint, tokenizing
 from cramming.data.preparation import prepare
 from cramming.data.show import show
 from cramming.data.sources import source
@@ -16,7 +17,7 @@ from cramming.data.sources.local import LocalConfig
 from cramming.data.store import TokenStore
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
-from cramming.progress import PlainProgress
+from cramming.progress import PlainProgress, ProgressSink, Silent
 from tests.data.conftest import LETTERS
 
 TEXT = "a b c\n\nd\ne\n\nf g h i j\n"
@@ -191,9 +192,35 @@ def test_damage_is_named(tmp_path: Path, letters: str) -> None:
     tokens.write_bytes(whole[:-2])
     with pytest.raises(UserError, match=r"tokens\.bin has 28 bytes, not 30"):
         prepared(tmp_path, letters, seq_length=5)
+    tokens.write_bytes(whole)
+    (store.folder / "tokenizer.json").write_text("junk")
+    with pytest.raises(UserError, match=rf"tokenizer\.json is damaged; delete {store.folder} and"):
+        TokenStore.open(store.folder)
     (store.folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
         TokenStore.open(store.folder)
+
+
+@pytest.mark.parametrize("content", ["junk", "[1]", "{}", '{"a": 3}'])
+def test_remembered_hashes_are_only_a_memory(tmp_path: Path, letters: str, content: str) -> None:
+    store = prepared(tmp_path, letters, seq_length=5)
+    (tmp_path / "data" / "hashes.json").write_text(content)
+    assert prepared(tmp_path, letters, seq_length=5).folder == store.folder
+
+
+def test_hashes_learned_by_another_process_meanwhile_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = tmp_path / "hashes.json"
+    hashed = fingerprint.file_sha256
+
+    def slow(path: Path, progress: ProgressSink) -> str:
+        memory.write_text('{"theirs": "1"}')
+        return hashed(path, progress)
+
+    monkeypatch.setattr(fingerprint, "file_sha256", slow)
+    (tmp_path / "a.txt").write_text("a")
+    fingerprint.content_hashes([tmp_path / "a.txt"], tmp_path, Silent())
+    assert len(json.loads(memory.read_text())) == 2
+    assert "theirs" in memory.read_text()
 
 
 def test_show(tmp_path: Path, letters: str) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cramming.data.tokenizer import Tokenizer
 from cramming.data.tokenizer_training import sample, train
 from cramming.data.tokenizing import Encoder
+from cramming.errors import UserError
 from cramming.progress import Silent
 
 TRAIN = """
@@ -74,6 +75,15 @@ def test_foreign_vocabulary_keeps_its_ids(shared: Path) -> None:
     # The published example of the original implementation.
     assert tokenizer.encode("Hello, my dog is cute").tolist() == [7592, 1010, 2026, 3899, 2003, 10140]
     assert 1 in tokenizer.special_ids, "[unused0] is no word to predict or to insert"
+
+
+def test_the_folder_of_a_published_vocabulary(tmp_path: Path, letters: str) -> None:
+    """Published vocabularies are called for their model: bert-base-uncased-vocab.txt."""
+    one = Path(letters).rename(tmp_path / "letters" / "small-vocab.txt")
+    assert Tokenizer.load(one.parent).sha256 == Tokenizer.load(one).sha256
+    (one.parent / "other-vocab.txt").write_text("a")
+    with pytest.raises(UserError, match=r"no tokenizer\.json or vocab\.txt"):
+        Tokenizer.load(one.parent)
 
 
 def test_cased_vocabulary_keeps_case(tmp_path: Path) -> None:

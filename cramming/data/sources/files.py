@@ -4,6 +4,7 @@ import codecs
 import glob
 import gzip
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,14 @@ def find(path: str) -> list[Path]:
     Hidden files and folders are left out.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or a folder cannot be read.
     """
     given = Path(path).expanduser()
     try:
         if given.is_file():
             return [given]
         if given.is_dir():
-            found = sorted(p for p in given.rglob("*") if _visible(p.relative_to(given)) and p.is_file())
+            found = sorted(path for path in _below(given) if path.is_file())
             if not found:
                 raise UserError(
                     f"data.path={path} is a folder without files in it; name a file, folder or glob with text"
@@ -60,8 +61,15 @@ def find(path: str) -> list[Path]:
     )
 
 
-def _visible(relative: Path) -> bool:
-    return not any(part.startswith(".") for part in relative.parts)
+def _below(folder: Path) -> Iterator[Path]:
+    """All that is in a folder and the folders in it and not hidden; one that cannot be read is an error."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(where, name) for name in names if not name.startswith("."))
 
 
 def stem_suffix(path: Path) -> str:
