@@ -32,8 +32,8 @@ from rst.clock import Clock
 from rst.costs import StepsCost
 from rst.work import Work
 
-# Not fingerprinted: they do not change what a pass costs.
-_FREE_FIELDS = ("name", "batch_size", "vocab_size")
+# Not fingerprinted: they do not change what a pass costs. Neither do options that are off.
+_FREE_FIELDS = ("name", "batch_size", "vocab_size", "init_std", "norm_eps")
 _REFERENCE_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -104,7 +104,7 @@ class Parts:
 
     def architecture(self) -> str:
         """What a pass costs depends on this, the length and the precision: the fingerprint of cost tables."""
-        fields = {k: v for k, v in asdict(self.config.arch).items() if k not in _FREE_FIELDS}
+        fields = {k: v for k, v in asdict(self.config.arch).items() if v and k not in _FREE_FIELDS}
         parts = {**fields, "vocabulary": self.vocab_size, "predicted": self.slots}
         return f"{parts.pop('kind')} {' '.join(f'{k}={v}' for k, v in parts.items())}"
 
