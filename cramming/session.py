@@ -189,7 +189,9 @@ class Session:
             check_fits(saved, self.about)
             self.run.load_state_dict(state)
             _log.info("going on from step %d, %.1f %% of the budget", saved.step, 100 * self.run.clock.progress)
-        metrics.truncate_after(self.run_dir / "metrics.jsonl", self.run.step if found else None)
+        # The last step's row comes with its validation: one that a kill kept from the checkpoint is written again.
+        again = self.run.clock.exhausted and str(self.run.step) not in self.run.notes["validations"]
+        metrics.truncate_after(self.run_dir / "metrics.jsonl", self.run.step - again if found else None)
 
     def _finished(self) -> bool:
         run = self.run
