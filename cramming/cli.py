@@ -114,7 +114,7 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
                 raise
 
     # Hydra's parser wants all overrides together, behind the flags.
-    words = sorted(argv, key=lambda word: "=" in word and not word.startswith("-"))
+    words = sorted(map(_quoted, argv), key=lambda word: "=" in word and not word.startswith("-"))
     for word in words:
         if word.startswith("-") and word.split("=")[0] not in _FLAGS:
             raise UserError(f"unknown flag {word}{nearest(word, _FLAGS)}")
@@ -151,7 +151,7 @@ def compose(overrides: Sequence[str]) -> PretrainConfig:
     """
     load_schemas()
     try:
-        return typed(compose_tree(list(overrides)))
+        return typed(compose_tree([_quoted(word) for word in overrides]))
     except UserError:
         raise
     except Exception as error:
@@ -264,6 +264,22 @@ def _option(word: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"{word!r} is not an option: give key=value")
     return key.lstrip("+"), value
+
+
+def _quoted(word: str) -> str:
+    """A word that Hydra's grammar cannot read, such as ``data.path=~/my texts``, with its value quoted for it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-"):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return word
 
 
 def _fixed_keys(words: list[str]) -> list[str]:

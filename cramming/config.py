@@ -180,6 +180,9 @@ def check(config: PretrainConfig) -> None:
     """
     if config.name is not None:
         check_name(config.name)
+    for key in ("base_dir", "data_dir"):
+        if not getattr(config, key).strip():
+            raise UserError(f"{key} is empty; give a folder, or leave it out")
     budget_s, stop_at_s = config.budget_s, config.stop_at_s
     if stop_at_s is not None and stop_at_s > budget_s:
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cramming.cli import parse, pretraining
+from cramming.config import PretrainConfig
 from cramming.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,10 @@ REFUSED = {
     "name=../../x": "cannot be a run's name",
     "name=/x": "cannot be a run's name",
     "name=": "cannot be a run's name",
+    "base_dir=": "base_dir is empty",
+    "data_dir=": "data_dir is empty",
+    "budget=a b": "is not an amount of time",
+    "data.path=a,b": "data.path=a,b",
     "name=.": "cannot be a run's name",
     "impl.microbatch_size=48": "does not divide train.batch_size=64; the nearest that does is 64",
     "impl.microbatch_size=many": "must be auto or a whole number",
@@ -130,6 +135,13 @@ except SystemExit:
     for group in ("arch", "data", "train/optim", "train/schedule", "method", "rst", "wandb", "experiment"):
         assert re.search(rf"^  {group} +\w", done.stdout, re.MULTILINE), group
     assert len(re.findall(r"^  [\w.]+=", done.stdout, re.MULTILINE)) == 10
+
+
+@pytest.mark.parametrize("path", ["~/my texts", "it's; here", "100% (real)/x*.txt", "back\\slash"])
+def test_paths_may_have_any_characters(path: str) -> None:
+    seen: list[PretrainConfig] = []
+    pretraining(seen.append, ["data=local", f"data.path={path}", "arch=bert_tiny"])
+    assert seen[0].data.path == path
 
 
 @dataclass

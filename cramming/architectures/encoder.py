@@ -30,7 +30,7 @@ class Encoder(Model):
         self.vocab_size, self.max_positions = vocab_size, max_positions
         self.active_layers = tuple(range(len(self.blocks)))
 
-    @property  # type: ignore[override]
+    @property
     def active_layers(self) -> tuple[int, ...]:
         """Indices of the blocks that run, ascending."""
         return self._active
