@@ -34,7 +34,8 @@ def explain(error: BaseException, words: list[str], compose: Callable[[list[str]
             return f"{match[1]}: {str(error.__cause__).splitlines()[0]}"
         return explain(error.__cause__, words, compose) or f"{text.splitlines()[0]}: {error.__cause__}".split("\n")[0]
     if match := re.match(r"Ambiguous value for argument '([^=]+)=([^']+)'", text):
-        return f"{match[1]}={match[2]}: a comma means several values: add -m to run each, or quote it: \"{match[1]}='{match[2]}'\""
+        quoted = f"\"{match[1]}='{match[2]}'\""
+        return f"{match[1]}={match[2]}: a comma means several values: add -m to run each, or quote it: {quoted}"
     if "You must specify 'data'" in text:
         return (
             "no corpus is chosen: data=python_docs trains on the documentation strings of the installed packages "
