@@ -9,7 +9,7 @@ _NOT_A_CHOICE = "nothing: chosen for you, it cannot change the result"
 _FIXED = "nothing: fixed here, as published"
 _DISTRIBUTED = "torchrun --nproc-per-node=N pretrain_bert.py (not yet)"
 _FINETUNING = "python eval.py name=x eval=glue_sane (not yet)"
-_MOSAIC_ARCH = "arch=mosaic_base (not yet)"
+_MOSAIC_ARCH = "arch=mosaic (not yet)"
 _PIPELINE = "python pipeline.py (not yet)"
 _FILTERS = "filters and deduplication of data=c4_subset (not yet)"
 _DROPPED = "nothing: no counterpart; it was off or broken there"
@@ -41,13 +41,13 @@ CRAMMING: dict[str, str] = {
     "train.optim.amsgrad": _DROPPED,
     "train.optim.dampening": _DROPPED,
     "train.optim.fused": _NOT_A_CHOICE,
-    "train.optim.rho": "train/optim=sophia train.optim.rho (not yet)",
+    "train.optim.rho": "train/optim=sophiag train.optim.rho (not yet)",
     "train.optim.bs": "nothing: Sophia counts the predicted tokens itself",
     "train.optim_mod": "train/optim=lars, train/optim=larc, method=sam or method=progressive_batching (not yet)",
     "train.stacking": "method=layer_stacking, options at method.layer_stacking.<key> (not yet)",
     "train.sb": "method=selective_backprop, method.selective_backprop.beta for its scale (not yet)",
     "train.rho_loss": "method=rho_loss, options at method.rho_loss.<key> (not yet)",
-    "train.sophia": "train/optim=sophia (not yet)",
+    "train.sophia": "train/optim=sophiag (not yet)",
     "train.sophia.free_updates": "free=[hessian]",
     "train.track_forward_pass_only": "free=[selection] for its false",
     "arch.layer_drop": "method=layer_dropping, options at method.layer_dropping.<key> (not yet)",
@@ -274,7 +274,7 @@ EXTREME: dict[str, str] = {
     "hidden_dropout_prob": "arch.dropout",
     "attention_probs_dropout_prob": "arch.attention_dropout",
     "max_position_embeddings": "arch.max_positions",
-    "encoder_ln_mode": "arch=bert_base (post-norm), experiment=24hbert_large (pre-norm, not yet)",
+    "encoder_ln_mode": "arch=bert_base (post-norm), arch=24hbert (pre-norm, not yet)",
     "model_type": "arch",
     "model_name_or_path": "arch, data.tokenizer",
     "dataset_path": "data=local data.path=...",
@@ -317,7 +317,7 @@ OPTIONS: dict[str, str] = {
     "arch=bert-original": "arch=bert_base",
     "arch=bert-c5": "arch=crammed (not yet)",
     "arch=crammed-bert": "arch=crammed (not yet)",
-    "arch=bert-large-izsak": "experiment=24hbert_large (not yet)",
+    "arch=bert-large-izsak": "arch=24hbert (not yet)",
     "arch=sanitycheck": "arch=bert_tiny",
     "data=c4-subset-random": "data=c4_subset (not yet)",
     "data=c4-subset": "data=c4_subset (not yet)",
@@ -330,7 +330,7 @@ OPTIONS: dict[str, str] = {
     "train=bert-o3": "nothing: its values are the defaults",
     "train=bert-o4": "experiment=crammed (not yet)",
     "train/optim=adam_classic": "train/optim=adam",
-    "train/optim=sophiag": "train/optim=sophia (not yet)",
+    "train/optim=sophiag": "train/optim=sophiag (not yet)",
     "train/schedule=budget-one-cycle-seconds": "train/schedule=one_cycle",
     "train/schedule=budget-triangle2-seconds": "train/schedule=triangle",
     "train/schedule=linear_decay_with_warmup": "train/schedule=linear train.schedule.warmup=0.06",
@@ -338,7 +338,7 @@ OPTIONS: dict[str, str] = {
     "train/schedule=constant_with_warmup": "train/schedule=constant train.schedule.warmup=0.06",
     "impl=torch-default": "nothing: there is one implementation",
     "eval=GLUE_sane": "eval=glue_sane (not yet)",
-    "eval=SuperGLUE": "eval=superglue (not yet)",
+    "eval=SuperGLUE": "eval=superglue_sane (not yet)",
     "budget=steps": "rst=steps budget=N for N optimizer steps",
 }
 
