@@ -71,8 +71,6 @@ def pretrain(config: PretrainConfig) -> None:
             resolved = resolve.resolve(config.impl, stored)
             with share_of("measuring this machine's costs") as progress:
                 run, resolved = build_run(config, store, resolved, run_dir, progress)
-            resolve.write(run_dir, resolved)
-            store.tokenizer.save(run_dir / "tokenizer")
             Session(run, run_dir, resolved).run_to_the_end()
 
 
@@ -101,6 +99,9 @@ class Session:
             "validations": {},  # the latest, by step
         }
         self._resume()
+        # Only now is it known that all fits what was saved: nothing of a run is replaced before.
+        resolve.write(run_dir, resolved)
+        run.stream.store.tokenizer.save(run_dir / "tokenizer")
         self._started_s = time.monotonic() - run.notes["elapsed_s"]
         self._step_began_s = time.monotonic()
         self._spent_s = run.clock.spent_s
@@ -131,16 +132,21 @@ class Session:
             self._pace = Pace(run.clock.progress)
             stack.enter_context(self._signals())
             self._step_begins()
-            try:
-                train(run, self.observe)
-                stopped = run.clock.spent_s < run.clock.budget_s
-                reason = f"stop_at={run.config.stop_at} reached" if stopped else "budget spent"
-            except Ended as ended:
-                reason = str(ended)
-                run.notes["ended"] = reason
-            summary = self._finish(reason, device)
+            summary = self._finish(self._train(), device)
         print(summary_table(summary))
         print(f"curves: {self.run_dir / 'curves.png'}")
+
+    def _train(self) -> str:
+        """Train on, unless the run has ended before; says why it ends."""
+        run = self.run
+        if "ended" not in run.notes:
+            try:
+                train(run, self.observe)
+            except Ended as ended:
+                run.notes["ended"] = str(ended)
+        if "ended" in run.notes:
+            return str(run.notes["ended"])
+        return "budget spent" if run.clock.spent_s >= run.clock.budget_s else f"stop_at={run.config.stop_at} reached"
 
     def observe(self, run: Run) -> None:
         """After a step: log, validate and save what is due; end the run if it must.

@@ -125,8 +125,10 @@ def test_changed_text_under_a_run_is_refused(folder: Path) -> None:
     train(folder, "name=a", "stop_at=4")
     text = folder / "text.txt"
     text.write_text(text.read_text().upper() + "\n\nand more")
+    before = (folder / "outputs" / "a" / "tokenizer" / "tokenizer.json").read_bytes()
     with pytest.raises(UserError, match="of another"):
         train(folder, "name=a")
+    assert (folder / "outputs" / "a" / "tokenizer" / "tokenizer.json").read_bytes() == before
 
 
 def test_a_hopeless_run_ends_with_its_reason(folder: Path) -> None:
@@ -137,6 +139,9 @@ def test_a_hopeless_run_ends_with_its_reason(folder: Path) -> None:
     assert "early stop: loss" in str(found["end_reason"])
     train(folder, "name=a", *options)  # stays ended
     assert summary(folder, "a") == found
+    (folder / "outputs" / "a" / "summary.json").unlink()  # killed before it was written: ends again, no step more
+    train(folder, "name=a", *options)
+    assert (summary(folder, "a")["steps"], summary(folder, "a")["end_reason"]) == (6, found["end_reason"])
 
 
 def test_validation_and_kept_checkpoints_at_marks_of_the_budget(folder: Path) -> None:
