@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from cramming.architectures.layers.unpadding import Layout, Queries
 
 FORMS = ("auto", "math", "sdpa")
-# On CPU the fused kernel's backward is slower than the plain products while the (S, S) scores fit the caches; beyond
-# this length their memory traffic costs more (benchmarks/README.md has the measurement).
-CPU_MATH_UP_TO = 512
+# On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches; beyond
+# this length it is even or better and needs less memory (benchmarks/attention_forms.py).
+CPU_MATH_UP_TO = 256
 
 
 def resolve_form(form: str, device: torch.device, length: int) -> str:
