@@ -119,7 +119,7 @@ def test_ctrl_c_and_sigterm_save_first(finished: Path, folder: Path) -> None:
         process = runs.start(words)
         runs.wait_for(lambda before=before: log.exists() and len(rows(log.parent)) > before)
         os.kill(process.pid, number)
-        process.join(60)
+        process.join(600)
         assert process.exitcode == 128 + number
         saved = runs.checkpoints(folder / "outputs" / "whole" / "checkpoints")[-1].step
         assert before < saved < 200
