@@ -33,7 +33,6 @@ from cramming.recording.summary import summary_table, write_summary
 from cramming.recording.trackers import Tracker, build_trackers
 from cramming.train import Run, train
 from cramming.validation import validate
-from rst.costs import WallClockCost
 
 _log = logging.getLogger(__name__)
 _RECENT = 0.98  # weight of the past in the running loss that early stopping looks at
@@ -322,9 +321,7 @@ class Session:
     def _step_begins(self) -> None:
         """Validation, saving and logging are not charged, under a clock that reads the wall too."""
         self._step_began_s = time.monotonic()
-        for cost in self.run.clock.costs.values():
-            if isinstance(cost, WallClockCost):
-                cost.restart()
+        self.run.clock.restart()
 
     def _trained_sequences(self) -> int:
         counts = self.run.clock.counts.get("train", {})
