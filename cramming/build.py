@@ -161,7 +161,6 @@ def build_run(
     parts = Parts(config, store.tokenizer.vocab_size, where)
     torch.set_num_threads(resolved.threads)
     method = build_method(config.method, config.train.optim.needs_method)
-    check_accounts(config.free, method)
     if resolved.microbatch_size is None:
         resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, method.sequences_per_draw))
     assert resolved.microbatch_size is not None

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cramming.build import Parts
 from cramming.cli import compose, load_schemas, run_command
 from cramming.data.store import TokenStore
 from cramming.evaluation.trained import load_run
@@ -86,8 +87,7 @@ def _table(base_dir: Path, name: str) -> Table:
 
 def _reset(run: Run) -> None:
     """Give the model the weights it started from."""
-    fresh = run.config.arch.build(run.stream.store.tokenizer.vocab_size, run.config.data.seq_length)
-    run.model.load_state_dict(fresh.state_dict())
+    run.model.load_state_dict(Parts(run.config, run.model.vocab_size, run.engine.device).model().state_dict())
 
 
 def _tokens(store: TokenStore, rows: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ _MAY_DIFFER = (
     "base_dir", "data_dir", "resume", "from_run", "stop_at", "wandb", "data.path",
     "impl", "rst.refresh", "rst.within_s",
 )  # fmt: skip
+_BEGUN = "metrics.jsonl"  # opened when training begins
 _MADE_BY_A_RUN = ("config.yaml", "resolved.json", "rst.json", "metrics.jsonl", "summary.json", "curves.png")
 
 
@@ -62,12 +63,26 @@ def start_over(run_dir: Path) -> None:
 def remember(config: PretrainConfig, run_dir: Path) -> None:
     """Write ``config.yaml``, or check that it says what is asked for now.
 
+    A run that was refused before it began to train leaves its name free: the corrected command takes it.
+
     Raises:
         UserError: this name was trained with another configuration; the difference is shown.
     """
+    check_same(config, run_dir)
     file = run_dir / "config.yaml"
+    if not (run_dir / _BEGUN).exists():
+        start_over(run_dir)
     if not file.exists():
         write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
+
+
+def check_same(config: PretrainConfig, run_dir: Path) -> None:
+    """Refuse another configuration for a run that has begun to train.
+
+    Raises:
+        UserError: the difference is shown.
+    """
+    if not ((run_dir / _BEGUN).exists() and (run_dir / "config.yaml").exists()):
         return
     stored = OmegaConf.to_container(stored_config(run_dir.parent, run_dir.name))
     assert isinstance(stored, dict)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cramming import checkpoint, faults, folder, resolve
-from cramming.build import Parts, build_run, split_of
+from cramming.build import Parts, build_method, build_run, check_accounts, split_of
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
@@ -57,8 +57,9 @@ def pretrain(config: PretrainConfig) -> None:
     run_dir = Path(config.base_dir) / config.name
     resolved = resolve.resolve(config.impl, None)  # refuse an impossible precision before any work
     torch.set_num_threads(resolved.threads)
-    if config.resume and (run_dir / "config.yaml").exists():
-        folder.remember(config, run_dir)  # refuse another configuration before any work
+    check_accounts(config.free, build_method(config.method, config.train.optim.needs_method))
+    if config.resume:
+        folder.check_same(config, run_dir)  # refuse another configuration before any work
     with logging_to(None):
         store = prepare(config.data, Path(config.data_dir), progress=progress_for())
         split_of(store, config)  # refuse a corpus smaller than a batch

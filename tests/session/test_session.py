@@ -80,6 +80,16 @@ def test_another_configuration_under_the_same_name_is_refused(finished: Path) ->
         train(finished, "name=whole", "train.optim.lr=0.1")
 
 
+def test_a_command_that_was_refused_leaves_its_name_free(folder: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match="no such account"):
+        train(folder, "name=whole", "free=[selections]")
+    assert not (folder / "outputs").exists(), "refused before any work"
+    with pytest.raises(UserError, match="rtx3090"):
+        train(folder, "name=whole", "rst=rtx3090", "budget=1m")
+    train(folder, "name=whole")
+    assert runs.same(runs.weights(folder, "whole"), runs.weights(finished, "whole"))
+
+
 def test_another_way_to_compute_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(folder, "name=a", "stop_at=4")
     train(folder, "name=a", "impl.microbatch_size=2")
