@@ -24,7 +24,7 @@ from cramming.data.estimate import estimate
 from cramming.data.fingerprint import fingerprint
 from cramming.data.lock import locked
 from cramming.data.packing import Packed, pack
-from cramming.data.sources.source import Piece, Source
+from cramming.data.sources.source import Source
 from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
 from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
 from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train
@@ -151,8 +151,15 @@ class _Preparation:
         tokenizer.save(new)
         total, unit = (source.total, source.unit) if config.max_tokens is None else (config.max_tokens, "tokens")
         progress.stage("tokenizing", total, unit)
-        pieces = _first_documents(source.pieces(), config.max_documents)
-        count = tokenize(pieces, new, work, max_tokens=config.max_tokens, workers=self._workers, progress=progress)
+        count = tokenize(
+            source,
+            new,
+            work,
+            max_documents=config.max_documents,
+            max_tokens=config.max_tokens,
+            workers=self._workers,
+            progress=progress,
+        )
         progress.done()
         if count == 0:
             raise UserError(f"{source.name} holds no text; name a file, folder or glob with some")
@@ -205,15 +212,6 @@ class _Preparation:
                 "tokenizers": tokenizers.__version__,
             },
         }
-
-
-def _first_documents(pieces: Iterable[Piece], limit: int | None) -> Iterator[Piece]:
-    for piece in pieces:
-        yield piece
-        if limit is not None and piece.last:
-            limit -= 1
-            if limit == 0:
-                return
 
 
 def _counted(parts: Iterable[Part], progress: ProgressSink) -> Iterator[Part]:

@@ -1,9 +1,13 @@
 """Text to token ids, in blocks: each a file, so that a killed run goes on where it was.
 
+A source that can go on in the middle (a corpus read over the network) is asked to: beside the part of a block lies the
+source's cursor behind it. Other sources are read again from their beginning, and the blocks that are there are skipped.
+
 Where a block ends depends on the text alone. A part file holds the ids of a block's text, without special tokens, and
 where in them documents end; whether they become packed rows or one row each is decided later (``packing``).
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cramming import faults
-from cramming.data.sources.source import Piece
+from cramming.data.sources.source import Piece, Source
 from cramming.data.tokenizer import Tokenizer
 from cramming.data.workers import Workers
 from cramming.durable import write_file
@@ -41,6 +45,7 @@ class _Block:
     texts: list[str]
     lasts: list[bool]
     position: float
+    cursor: Any  # of the last piece: where the source goes on, if it can
 
 
 class Encoder:
@@ -72,21 +77,29 @@ class Encoder:
 
 
 def tokenize(
-    pieces: Iterable[Piece],
+    source: Source,
     tokenizer_folder: Path,
     work: Path,
     *,
+    max_documents: int | None,
     max_tokens: int | None,
     workers: int,
     progress: ProgressSink,
 ) -> int:
-    """Write the parts of all ``pieces`` into ``work``, skipping those that are there, and return their number.
+    """Write the parts of all text of ``source`` into ``work``, skipping those that are there, and return their number.
 
-    Stops where ``max_tokens`` tokens of text are certain.
+    Stops where ``max_tokens`` tokens of text are certain, or after ``max_documents``.
     """
-    parts = 0
-    tokens = 0
-    position = 0.0
+    there = _resumable(work)
+    headers = [_header(part_path(work, number)) for number in range(there)]
+    parts = there
+    tokens = sum(ids for _, ids, _ in headers)
+    documents = sum(ends for ends, _, _ in headers)
+    cursor, position = (None, 0.0) if there == 0 else _behind(work, there - 1)
+    progress.advance(position if max_tokens is None else min(tokens, max_tokens))
+    if (max_tokens is not None and tokens >= max_tokens) or (max_documents is not None and documents >= max_documents):
+        return parts
+    pieces = _first_documents(source.pieces(cursor), None if max_documents is None else max_documents - documents)
     with Workers(workers) as pool:
 
         def tokenized(block: _Block) -> tuple[int, float]:
@@ -97,9 +110,12 @@ def tokenize(
                 _, data = pool.call(f"{__name__}:encode_block", request)
                 write_file(path, [data], "block")
                 faults.point("block-written")
+            if block.cursor is not None and not (behind := _cursor_path(work, block.number)).exists():
+                write_file(behind, [json.dumps([block.cursor, block.position]).encode()], "cursor")
+                faults.point("cursor-written")
             return _header(path)[1], block.position
 
-        for count, reached in pool.ordered(tokenized, _blocks(pieces)):
+        for count, reached in pool.ordered(tokenized, _blocks(pieces, there)):
             parts += 1
             tokens += count
             progress.advance(reached - position if max_tokens is None else min(count, max_tokens))
@@ -109,20 +125,51 @@ def tokenize(
     return parts
 
 
-def _blocks(pieces: Iterable[Piece]) -> Iterator[_Block]:
+def _first_documents(pieces: Iterable[Piece], limit: int | None) -> Iterator[Piece]:
+    for piece in pieces:
+        yield piece
+        if limit is not None and piece.last:
+            limit -= 1
+            if limit == 0:
+                return
+
+
+def _blocks(pieces: Iterable[Piece], number: int) -> Iterator[_Block]:
+    """``pieces`` in blocks, the first of them ``number``."""
     texts: list[str] = []
     lasts: list[bool] = []
-    size = number = 0
-    position = 0.0
-    for text, last, position in pieces:
-        texts.append(text)
-        lasts.append(last)
-        size += len(text)
+    size = 0
+    piece = None
+    for piece in pieces:
+        texts.append(piece.text)
+        lasts.append(piece.last)
+        size += len(piece.text)
         if size >= BLOCK_CHARACTERS:
-            yield _Block(number, texts, lasts, position)
+            yield _Block(number, texts, lasts, piece.position, piece.cursor)
             texts, lasts, size, number = [], [], 0, number + 1
-    if texts:
-        yield _Block(number, texts, lasts, position)
+    if texts and piece is not None:
+        yield _Block(number, texts, lasts, piece.position, piece.cursor)
+
+
+def _resumable(work: Path) -> int:
+    """How many of the first parts need not be read again: all are there, and the source can go on behind them."""
+    there = 0
+    number = 0
+    while part_path(work, number).exists():
+        number += 1
+        if _cursor_path(work, number - 1).exists():
+            there = number
+    return there
+
+
+def _cursor_path(work: Path, number: int) -> Path:
+    return work / f"part-{number:06d}.json"
+
+
+def _behind(work: Path, number: int) -> tuple[Any, float]:
+    """The cursor behind block ``number``, and the position in the source there."""
+    cursor, position = json.loads(_cursor_path(work, number).read_text(encoding="utf-8"))
+    return cursor, float(position)
 
 
 def encode_block(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -25,7 +25,7 @@ def documents_of(path: Path, document: str = "block", text_column: str = "text")
     """Documents of a path, pieces joined, without the newline that ends a plain line."""
     found = [""]
     pieces = LocalSource(str(path), document, text_column, path.parent / "data", Silent()).pieces()
-    for text, last, _ in pieces:
+    for text, last, *_ in pieces:
         found[-1] += text
         if last:
             found.append("")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cramming.data.config import DataConfig
 from cramming.data.fingerprint import content_hashes, fingerprint
@@ -72,7 +73,7 @@ class LocalSource:
         formats_read = [(stem_suffix(file), file.suffix) for file in self._files]
         self.fingerprint = fingerprint("local", 1, hashes, formats_read, document, text_column)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, after: Any = None) -> Iterator[Piece]:
         """See ``Source.pieces``."""
         before = 0.0
         for file, size in zip(self._files, self._sizes, strict=True):

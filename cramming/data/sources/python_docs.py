@@ -105,7 +105,7 @@ class PythonDocs:
         files = _files(self._distributions)
         return [files[start : start + _CHUNK_FILES] for start in range(0, len(files), _CHUNK_FILES)]
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, after: Any = None) -> Iterator[Piece]:
         """See ``Source.pieces``."""
         return documents_to_pieces(self._documents())
 

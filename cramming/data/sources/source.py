@@ -4,7 +4,7 @@ Documents come as *pieces* of bounded length, so that a document of a terabyte c
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 # A document longer than this is passed on in pieces of at most this many characters.
 PIECE_CHARACTERS = 1 << 18
@@ -18,6 +18,9 @@ class Piece(NamedTuple):
     text: str
     last: bool  # the document ends here
     position: float  # how much of the source was read so far, in the units of ``Source.total``
+    # Where to go on behind this document: a JSON value for ``Source.pieces``. Only with ``last``, and only from
+    # sources that can go on there without reading all that came before.
+    cursor: Any = None
 
 
 class Source(Protocol):
@@ -34,8 +37,12 @@ class Source(Protocol):
     def total(self) -> float:
         """Size of the raw input in ``unit``, for progress and estimates."""
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, after: Any = None) -> Iterator[Piece]:
         """All documents that hold anything but white space.
+
+        Args:
+            after: the cursor of a piece this source gave before: only what comes behind it. A source whose pieces have
+                no cursors is never given one.
 
         Raises:
             UserError: the input is not usable text.
