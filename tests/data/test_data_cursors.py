@@ -18,9 +18,9 @@ class Numbered:
     """Documents of words; each piece's cursor is its number, and what was read is written down."""
 
     name, fingerprint, unit, shuffled, sample_bytes, total = "numbered", "0", "documents", True, 1000, 40.0
-    inputs: list[dict[str, str | int]] = []
 
     def __init__(self, stop_before: int | None = None) -> None:
+        self.inputs: list[dict[str, str | int]] = []
         self.read: list[int] = []
         self.stop_before = stop_before
 
