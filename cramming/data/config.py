@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cramming.data.sources.source import Source
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
 from cramming.suggest import nearest
+
+if TYPE_CHECKING:
+    from cramming.data.store import TokenStore
 
 LAYOUTS = ("packed", "document")
 SMALLEST_VOCABULARY = 128  # pieces: all of ASCII and a few words
@@ -50,6 +54,14 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} leaves nothing; it takes 1 or more, or null for no limit")
+
+    def ready_store(self, data_dir: Path) -> "TokenStore | None":
+        """The finished token store, where the sequences were made elsewhere and nothing is left to prepare.
+
+        Raises:
+            UserError: it has not been imported, or is not as this config says.
+        """
+        return None
 
     def source(self, data_dir: Path, workers: int, progress: ProgressSink) -> Source:
         """The text itself. ``workers`` processes may help; what has to be kept goes below ``data_dir``.

@@ -50,6 +50,9 @@ def prepare(
         UserError: the input, the tokenizer or the disk cannot be used.
     """
     config.check()
+    ready = config.ready_store(data_dir)
+    if ready is not None:
+        return ready
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
