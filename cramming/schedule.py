@@ -15,11 +15,6 @@ from cramming.errors import UserError
 from cramming.registry import register
 
 
-def _require_share(owner: str, name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:  # also refuses NaN
-        raise UserError(f"{owner}.{name}={value} is not a share of the budget; give a number from 0 to 1")
-
-
 @dataclass
 class Schedule:
     """A factor in [0, 1] by progress."""
@@ -35,44 +30,73 @@ class Schedule:
         raise NotImplementedError
 
     def _share(self, name: str) -> None:
-        _require_share("train.schedule", name, getattr(self, name))
+        value = getattr(self, name)
+        if not 0.0 <= value <= 1.0:  # also refuses NaN
+            raise UserError(f"train.schedule.{name}={value} is not a share of the budget; give a number from 0 to 1")
+
+    def _is_factor(self, name: str) -> None:
+        value = getattr(self, name)
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"train.schedule.{name}={value} is not a factor; give a number from 0 to 1")
+
+    def _count(self, name: str) -> None:
+        if getattr(self, name) < 1:
+            raise UserError(f"train.schedule.{name}={getattr(self, name)} is no number of cycles; give 1 or more")
 
 
 @dataclass
-class _Phased(Schedule):
-    """Linear warm-up from 0 to 1, a shape, linear cool-down from where the shape stands to 0.
+class _Cooled(Schedule):
+    """A shape, and a linear cool-down from where the shape stands to 0.
 
     Raises:
-        UserError: a share outside [0, 1], or warm-up and cool-down that overlap.
+        UserError: a share outside [0, 1].
     """
 
-    warmup: float = 0.0
     cooldown: float = 0.0
 
     def __post_init__(self) -> None:
-        self._share("warmup")
         self._share("cooldown")
-        if self.warmup + self.cooldown > 1.0:
-            raise UserError(
-                f"train.schedule.warmup={self.warmup} and train.schedule.cooldown={self.cooldown} overlap; "
-                "together they may be at most 1"
-            )
 
     def _factor(self, progress: float) -> float:
-        if progress < self.warmup:
-            return progress / self.warmup
         hold_end = 1.0 - self.cooldown
         if progress <= hold_end:
             return self._shape(progress)
         return self._shape(hold_end) * self._remaining(min((progress - hold_end) / self.cooldown, 1.0))
 
     def _shape(self, progress: float) -> float:
-        """The factor after warm-up and before cool-down."""
+        """The factor before cool-down."""
         raise NotImplementedError
 
     def _remaining(self, share: float) -> float:
         """What is left of the factor when ``share`` of the cool-down is over."""
         return 1.0 - share
+
+
+@dataclass
+class _Phased(_Cooled):
+    """Linear warm-up from 0 to 1, a shape, cool-down.
+
+    Raises:
+        UserError: a share outside [0, 1], or warm-up and cool-down that overlap.
+    """
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._share("warmup")
+        self._apart("cooldown")
+
+    def _apart(self, name: str) -> None:
+        """Warm-up must be over when the phase ``name`` at the end begins."""
+        if self.warmup + getattr(self, name) > 1.0:
+            raise UserError(
+                f"train.schedule.warmup={self.warmup} and train.schedule.{name}={getattr(self, name)} overlap; "
+                "together they may be at most 1"
+            )
+
+    def _factor(self, progress: float) -> float:
+        return progress / self.warmup if progress < self.warmup else super()._factor(progress)
 
     def _decayed(self, progress: float) -> float:
         """Share of the time after warm-up that is over."""
@@ -98,8 +122,7 @@ class _Decaying(_Phased):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.end <= 1.0:
-            raise UserError(f"train.schedule.end={self.end} is not a factor; give a number from 0 to 1")
+        self._is_factor("end")
 
     def _shape(self, progress: float) -> float:
         return self.end + (1.0 - self.end) * self._fall(self._decayed(progress))
@@ -129,6 +152,29 @@ class Cosine(_Decaying):
 
     def _fall(self, share: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@register("train/schedule", "cosine_annealing")
+@dataclass
+class CosineAnnealing(Cosine):
+    """Warm-up, then ``cycles`` half cosines to ``end``, each but the first a jump back to 1 (Cramming's has four).
+
+    https://arxiv.org/abs/1608.03983, warm restarts at equal distances.
+
+    Raises:
+        UserError: no cycle.
+    """
+
+    kind: str = "cosine_annealing"
+    cycles: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._count("cycles")
+
+    def _fall(self, share: float) -> float:
+        # The last cycle ends at its foot; the next one, which would begin there, does not come.
+        return super()._fall(math.fmod(self.cycles * share, 1.0) if share < 1.0 else 1.0)
 
 
 @register("train/schedule", "polynomial")
@@ -188,6 +234,53 @@ class Trapezoid(_Phased):
         return 1.0 - math.sqrt(share)
 
 
+@register("train/schedule", "dive")
+@dataclass
+class Dive(_Phased):
+    """Warm-up, hold at 1, and a straight fall to 0 over the last ``phi`` of the budget (Cramming's ``budget-dive``).
+
+    There 0.5; ``dive-slow`` is 0.75 and ``dive-fast`` 0.25.
+
+    Raises:
+        UserError: ``phi`` that is no share above 0, or that overlaps the warm-up.
+    """
+
+    kind: str = "dive"
+    phi: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._share("phi")
+        if self.phi == 0.0:
+            raise UserError("train.schedule.phi=0 leaves no time to fall; give a share above 0")
+        self._apart("phi")
+
+    def _shape(self, progress: float) -> float:
+        return min(1.0, (1.0 - progress) / self.phi)
+
+
+@register("train/schedule", "ramp")
+@dataclass
+class Rise(_Cooled):
+    """A straight line up to where the cool-down begins: the factor is the progress (Cramming's ``ramp``)."""
+
+    kind: str = "ramp"
+
+    def _shape(self, progress: float) -> float:
+        return progress
+
+
+@register("train/schedule", "inv_cosine")
+@dataclass
+class InverseCosine(_Cooled):
+    """Half a cosine upwards, then a linear cool-down if asked for (Cramming's ``budget-inv-cosine``)."""
+
+    kind: str = "inv_cosine"
+
+    def _shape(self, progress: float) -> float:
+        return 0.5 * (1.0 - math.cos(math.pi * progress))
+
+
 @register("train/schedule", "one_cycle")
 @dataclass
 class OneCycle(Schedule):
@@ -200,6 +293,25 @@ class OneCycle(Schedule):
 
     def _factor(self, progress: float) -> float:
         return 2.0 * progress if progress < 0.5 else 2.0 - 2.0 * progress
+
+
+@register("train/schedule", "multi_cycle")
+@dataclass
+class MultiCycle(OneCycle):
+    """``one_cycle`` so many times, each in its share of the budget (Cramming's ``budget-multi-cycle`` has eight).
+
+    Raises:
+        UserError: no cycle.
+    """
+
+    kind: str = "multi_cycle"
+    cycles: int = 8
+
+    def __post_init__(self) -> None:
+        self._count("cycles")
+
+    def _factor(self, progress: float) -> float:
+        return super()._factor(math.fmod(self.cycles * progress, 1.0))
 
 
 @register("train/schedule", "triangle")
@@ -219,8 +331,7 @@ class Triangle(Schedule):
 
     def __post_init__(self) -> None:
         self._share("peak")
-        if not 0.0 <= self.start <= 1.0:
-            raise UserError(f"train.schedule.start={self.start} is not a factor; give a number from 0 to 1")
+        self._is_factor("start")
 
     def _factor(self, progress: float) -> float:
         if progress < self.peak:
