@@ -13,6 +13,7 @@ from cramming.calibration import Target, calibrate
 from cramming.cli import compose, run_command
 from cramming.config import PretrainConfig
 from cramming.costs import CalibrateConfig
+from cramming.data.sources.published import TOKENIZER as PUBLISHED
 from cramming.data.tokenizer import Tokenizer, from_hub, is_local
 from cramming.errors import UserError
 from cramming.progress import share_of
@@ -71,7 +72,7 @@ def command(argv: list[str]) -> None:
 
 def _vocab_size(config: PretrainConfig) -> int:
     """The vocabulary runs of this configuration have."""
-    if config.data.tokenizer == "train":
+    if config.data.tokenizer in ("train", PUBLISHED):
         return int(config.data.vocab_size)
     name = config.data.tokenizer
     return (Tokenizer.load(Path(name).expanduser()) if is_local(name) else from_hub(name)).vocab_size
