@@ -32,8 +32,6 @@ from rst.clock import Clock
 from rst.costs import StepsCost
 from rst.work import Work
 
-# Not fingerprinted: they do not change what a pass costs. Neither do options that are off.
-_FREE_FIELDS = ("name", "batch_size", "vocab_size", "init_std", "norm_eps")
 _REFERENCE_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -50,8 +48,7 @@ class Parts:
         torch.manual_seed(key(self.config.seed, "weights"))
         model = self.config.arch.build(self.vocab_size, self.seq_length)
         torch.manual_seed(key(self.config.seed, "dropout"))
-        trains = self.config.arch.dropout > 0 or self.config.arch.attention_dropout > 0
-        return model.train(trains).to(self.device)  # type: ignore[no-any-return]
+        return model.train(self.config.arch.drops_out).to(self.device)  # type: ignore[no-any-return]
 
     def engine(self, model: Model, clock: Clock, resolved: Resolved) -> Engine:
         """The model's engine, with an optimizer over its parameter groups."""
@@ -104,7 +101,8 @@ class Parts:
 
     def architecture(self) -> str:
         """What a pass costs depends on this, the length and the precision: the fingerprint of cost tables."""
-        fields = {k: v for k, v in asdict(self.config.arch).items() if v and k not in _FREE_FIELDS}
+        arch = self.config.arch  # options that are off cost nothing, and neither do its free fields
+        fields = {k: v for k, v in asdict(arch).items() if v and k not in arch.FREE}
         parts = {**fields, "vocabulary": self.vocab_size, "predicted": self.slots}
         return f"{parts.pop('kind')} {' '.join(f'{k}={v}' for k, v in parts.items())}"
 

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cramming.architectures.config import ArchConfig, BertConfig
+from cramming.architectures.configs import ArchConfig, BertConfig, CrammedConfig
 
 if TYPE_CHECKING:
     from cramming.architectures.reference import dense_outputs, from_reference
 
-__all__ = ["ArchConfig", "BertConfig", "dense_outputs", "from_reference"]
+__all__ = ["ArchConfig", "BertConfig", "CrammedConfig", "dense_outputs", "from_reference"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,20 @@
 """BERT as published: https://arxiv.org/abs/1810.04805, code https://github.com/google-research/bert.
 
-Shape legend: B sequences, S positions, P predicted, H hidden, L layers, V vocabulary, T tokens after unpadding,
-C labels, N predicted tokens of the batch.
+Shape legend: T tokens after unpadding, H hidden, N predicted tokens of the batch.
 """
+
+from typing import Any
 
 from torch import Tensor, nn
 
-from cramming.architectures.config import BertConfig
-from cramming.architectures.encoder import Encoder
+from cramming.architectures.configs.bert import BertConfig
+from cramming.architectures.encoder import Classifier, MaskedLanguageModel
+from cramming.architectures.initialization import initialize
 from cramming.architectures.layers.attention import SelfAttention
 from cramming.architectures.layers.embedding import Embeddings
 from cramming.architectures.layers.feedforward import FeedForward
 from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
 from cramming.architectures.layers.unpadding import Layout, Queries
-from cramming.batch import Batch
 
 
 class PostNormBlock(nn.Module):
@@ -35,86 +36,34 @@ class PostNormBlock(nn.Module):
         return x
 
 
-class BertEncoder(Encoder):
-    """Embeddings and blocks of BERT; a subclass adds the head."""
-
-    def __init__(self, config: BertConfig, vocab_size: int, max_positions: int) -> None:
-        embeddings = Embeddings(
-            vocab_size,
-            max_positions,
-            config.token_types,
-            config.hidden,
-            norm_eps=config.norm_eps,
-            dropout=config.dropout,
-        )
-        super().__init__(embeddings, (PostNormBlock(config) for _ in range(config.layers)), vocab_size, max_positions)
-        self.config = config
-
-    def _initialize(self) -> None:
-        """Normal weights of ``init_std``, zero biases, norms the identity, as the reference."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-
-
-class Bert(BertEncoder):
+class Bert(MaskedLanguageModel):
     """BERT with the masked-language-model head."""
 
-    head: MaskedLanguageHead
-
     def __init__(self, config: BertConfig, vocab_size: int, max_positions: int) -> None:
-        super().__init__(config, vocab_size, max_positions)
-        self.head = MaskedLanguageHead(config.hidden, vocab_size, config.norm_eps)
-        self._initialize()
-
-    def forward(self, batch: Batch, logits: bool = False) -> Tensor:
-        """Losses at the predicted positions, -> (B, P) float32, zero in empty slots; or logits there, -> (B, P, V)."""
-        layout = Layout.of(batch.inputs, lengths=batch.lengths)
-        # Where sequences differ in length so does the number of slots in use, and shapes vary anyway.
-        kept = None if batch.lengths is None or logits else batch.weights.flatten().nonzero().squeeze(1)
-        queries = Queries(layout.rows_of(batch.positions), kept)
-        x, decoder = self.encode(batch.inputs, layout, queries=queries)
-        if logits:
-            scores: Tensor = self.head(x, decoder)
-            return scores.view(*batch.positions.shape, -1)
-        losses: Tensor = self.head.losses(x, decoder, queries.take(batch.labels.flatten()))
-        if kept is not None:
-            losses = losses.new_zeros(batch.labels.numel()).index_copy(0, kept, losses)
-        return losses.view(batch.labels.shape)
-
-    def flops(self, length: int, predicted: int, layers: int) -> float:
-        """Floating-point operations of one sequence forward, a multiply-add counted as 2, products only.
-
-        Args:
-            length: tokens of the sequence.
-            predicted: predicted positions among them.
-            layers: active blocks; the last one works out its output at predicted positions only.
-        """
-        hidden, wide = self.config.hidden, self.config.intermediate
-        per_token = 2 * hidden * (3 * hidden + hidden + 2 * wide)
-        full = length * per_token + 4 * length * length * hidden
-        keys_and_values = length * 2 * hidden * 2 * hidden
-        last = keys_and_values + predicted * (per_token - 4 * hidden * hidden) + 4 * predicted * length * hidden
-        head = predicted * 2 * hidden * (hidden + self.vocab_size)
-        return float((layers - 1) * full + last + head) if layers else float(head)
+        super().__init__(**_parts(config, vocab_size, max_positions))
+        self.head = MaskedLanguageHead(config.hidden, vocab_size, norm_eps=config.norm_eps)
+        initialize(self, config.init_std)
 
 
-class BertClassifier(BertEncoder):
-    """BERT with a classification head on its first token; its input is whole sequences, not masked ones."""
-
-    head: ClassificationHead
+class BertClassifier(Classifier):
+    """BERT with a classification head on its first token."""
 
     def __init__(self, config: BertConfig, vocab_size: int, max_positions: int, labels: int) -> None:
-        super().__init__(config, vocab_size, max_positions)
+        super().__init__(**_parts(config, vocab_size, max_positions))
         self.head = ClassificationHead(config.hidden, labels, config.dropout)
-        self._initialize()
+        initialize(self, config.init_std)
 
-    def forward(  # type: ignore[override]
-        self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None
-    ) -> Tensor:
-        """Logits of each sequence: (B, S), (B, S) true where a token is, (B, S) -> (B, C)."""
-        layout = Layout.of(inputs, mask)
-        logits: Tensor = self.head(layout.pad(self.encode(inputs, layout, token_types)[0])[:, 0])
-        return logits
+
+def _parts(config: BertConfig, vocab_size: int, max_positions: int) -> dict[str, Any]:
+    """What the encoder is made of."""
+    embeddings = Embeddings(
+        vocab_size,
+        max_positions,
+        config.hidden,
+        position="learned",
+        token_types=config.token_types,
+        norm_eps=config.norm_eps,
+        dropout=config.dropout,
+    )
+    blocks = [PostNormBlock(config) for _ in range(config.layers)]
+    return {"embeddings": embeddings, "blocks": blocks, "vocab_size": vocab_size, "max_positions": max_positions}

@@ -1,13 +1,16 @@
-"""What every encoder of this package is: embeddings, blocks of which some are active, and a way to run them.
+"""What every encoder of this package is: embeddings, blocks of which some are active, a head, and a way to run them.
 
-Shape legend: B sequences, S positions, P predicted, H hidden, L layers, V vocabulary, T tokens after unpadding.
+Shape legend: B sequences, S positions, P predicted, H hidden, E width of the embeddings, L layers, V vocabulary,
+T tokens after unpadding, N predicted tokens of the batch, C labels.
 """
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from cramming.architectures.layers.attention import SelfAttention, resolve_form
+from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
 from cramming.architectures.layers.unpadding import Layout, Queries
 from cramming.batch import Batch
 from cramming.model import Model
@@ -16,17 +19,36 @@ from cramming.model import Model
 class Encoder(Model):
     """Embeddings and L blocks. Any ascending subset of the blocks may be active; the others stay out of the graph.
 
-    ``embeddings(inputs, layout, token_types)`` gives (T, H) and the word matrix for a tied decoder;
-    ``block(x, layout, queries)`` maps (T, H) to (T, H), or to (N, H) at the slots in use of ``queries``. A subclass
-    sets ``head``.
+    A subclass sets ``head``.
+
+    Args:
+        embeddings: ``embeddings(inputs, layout, token_types)`` gives (T, H), and the word matrix (V, E) for a tied
+            decoder.
+        blocks: ``block(x, layout, queries)`` maps (T, H) to (T, H), or to (N, H) at the slots in use of ``queries``.
+        vocab_size: V.
+        max_positions: the longest sequence it takes, in tokens.
+        final_norm: after the last block; None: nothing.
+        attend_padding: padding is taken for text, so that it changes what tokens beside it become. Some released
+            checkpoints were trained so; nothing else should be.
     """
 
     head: nn.Module
 
-    def __init__(self, embeddings: nn.Module, blocks: Iterable[nn.Module], vocab_size: int, max_positions: int) -> None:
+    def __init__(
+        self,
+        embeddings: nn.Module,
+        blocks: Iterable[nn.Module],
+        vocab_size: int,
+        max_positions: int,
+        *,
+        final_norm: nn.Module | None = None,
+        attend_padding: bool = False,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+        self.attend_padding = attend_padding
         self.vocab_size, self.max_positions = vocab_size, max_positions
         self.active_layers = tuple(range(len(self.blocks)))
 
@@ -59,23 +81,98 @@ class Encoder(Model):
         form = resolve_form(self.attention, device, length or self.max_positions)
         return {"attention": form, "vocabulary": "predicted positions only", "last_layer": "predicted positions only"}
 
+    def layout(self, inputs: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Layout:
+        """Which cells of (B, S) are computed and attended to; padding is told by a mask (B, S) or by lengths (B,)."""
+        return Layout.of(inputs) if self.attend_padding else Layout.of(inputs, mask, lengths)
+
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states, zero at padding: -> (B, S, H)."""
-        layout = Layout.of(batch.inputs, lengths=batch.lengths)
-        return layout.pad(self.encode(batch.inputs, layout)[0])
+        layout = self.layout(batch.inputs, lengths=batch.lengths)
+        states = layout.pad(self.encode(batch.inputs, layout)[0])
+        if layout.cells is None and batch.lengths is not None:  # padding was computed
+            states = states * (torch.arange(batch.length, device=states.device) < batch.lengths[:, None])[..., None]
+        return states
 
     def encode(
         self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None, queries: Queries | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states of all tokens or of ``queries``, and the word matrix: (B, S) -> (T, H) or (N, H), (V, H)."""
+        """Hidden states of all tokens or of ``queries``, and the word matrix: (B, S) -> (T, H) or (N, H), (V, E)."""
         x, decoder = self.embeddings(inputs, layout, token_types)
         for place, layer in enumerate(self.active_layers, start=1):
             last = place == len(self.active_layers)
             x = self.blocks[layer](x, layout, queries if last else None)
         if queries is not None and not self.active_layers:
             x = queries.select(x)
-        return x, decoder
+        return x if self.final_norm is None else self.final_norm(x), decoder
 
     @property
     def _attention(self) -> list[SelfAttention]:
         return [module for module in self.modules() if isinstance(module, SelfAttention)]
+
+
+class MaskedLanguageModel(Encoder):
+    """An encoder that predicts masked tokens, and computes nothing at other positions that it need not."""
+
+    head: MaskedLanguageHead
+
+    def forward(self, batch: Batch, logits: bool = False) -> Tensor:
+        """Losses at the predicted positions, -> (B, P) float32, zero in empty slots; or logits there, -> (B, P, V)."""
+        layout = self.layout(batch.inputs, lengths=batch.lengths)
+        # Where sequences differ in length so does the number of slots in use, and shapes vary anyway.
+        kept = None if batch.lengths is None or logits else batch.weights.flatten().nonzero().squeeze(1)
+        queries = Queries(layout.rows_of(batch.positions), kept)
+        x, decoder = self.encode(batch.inputs, layout, queries=queries)
+        if logits:
+            scores: Tensor = self.head(x, decoder)
+            return scores.view(*batch.positions.shape, -1)
+        losses: Tensor = self.head.losses(x, decoder, queries.take(batch.labels.flatten()))
+        if kept is not None:
+            losses = losses.new_zeros(batch.labels.numel()).index_copy(0, kept, losses)
+        return losses.view(batch.labels.shape)
+
+    def flops(self, length: int, predicted: int, layers: int) -> float:
+        """Floating-point operations of one sequence forward, a multiply-add counted as 2, products only.
+
+        Args:
+            length: tokens of the sequence.
+            predicted: predicted positions among them.
+            layers: active blocks, the first ones; the last works out its output at predicted positions only.
+        """
+        total = 2 * length * _weights(getattr(self.embeddings, "projection", None))
+        for place, block in enumerate(self.blocks[:layers], start=1):
+            attention = [module for module in block.modules() if isinstance(module, SelfAttention)]
+            hidden = sum(module.hidden for module in attention)
+            keys_and_values = sum(2 * module.hidden * module.hidden for module in attention)
+            rows = predicted if place == layers else length
+            total += 2 * length * keys_and_values + 2 * rows * (_weights(block) - keys_and_values)
+            total += 4 * rows * length * hidden
+        head = _weights(self.head)
+        if self.head.decoder is None:
+            head += self.embeddings.word.weight.numel()  # type: ignore[union-attr,operator]
+        return float(total + 2 * predicted * head)
+
+
+class Classifier(Encoder):
+    """An encoder that decides about whole sequences; its input is tokens, not masked ones."""
+
+    head: ClassificationHead
+
+    def layout(self, inputs: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Layout:
+        layout = super().layout(inputs, mask, lengths)
+        if self.head.pool_padding and layout.mask is not None:  # padding is computed, and attended to by nothing
+            return Layout(layout.sequences, layout.length, mask=layout.mask)
+        return layout
+
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None
+    ) -> Tensor:
+        """Logits of each sequence: (B, S), (B, S) true where a token is, (B, S) -> (B, C)."""
+        layout = self.layout(inputs, mask)
+        states = layout.pad(self.encode(inputs, layout, token_types)[0])
+        logits: Tensor = self.head(states, None if mask is None else mask.bool())
+        return logits
+
+
+def _weights(module: nn.Module | None) -> int:
+    """Entries of the matrices that a token is multiplied with in a module."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.dim() == 2)

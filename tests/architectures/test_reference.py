@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cramming.architectures import BertConfig, dense_outputs, from_reference
-from cramming.architectures.reference_keys import FAMILIES, HF_BERT
+from cramming.architectures.references import FAMILIES
 from cramming.batch import Batch
 from cramming.errors import UserError
 
@@ -70,8 +70,8 @@ def test_stored_outputs_and_gradients(shared: Path, case: str) -> None:
 
     parameters = dict(model.named_parameters())
     compared = set()
-    for ours, sources in HF_BERT.names(description["config"]["num_hidden_layers"], CASES[case]).items():
-        for gradient, theirs in zip(parameters[ours].grad.chunk(len(sources)), sources, strict=True):
+    for ours, source in FAMILIES["hf_bert"](description["config"], CASES[case]).sources.items():
+        for gradient, theirs in zip(parameters[ours].grad.chunk(len(source.names)), source.names, strict=True):
             if theirs in tensors["grad"]:
                 compared.add(theirs)
                 close(gradient, tensors["grad"][theirs], f"grad.{theirs}")
@@ -131,8 +131,8 @@ def test_losses_and_gradients_of_a_live_reference(
     ((model(batch) * batch.weights).sum() / batch.normalizer).backward()
     gradients = {name: p.grad for name, p in reference.named_parameters()}
     parameters = dict(model.named_parameters())
-    for ours, sources in HF_BERT.names(reference.config.num_hidden_layers, "mlm").items():
-        expected = torch.cat([gradients[theirs] for theirs in sources])
+    for ours, source in FAMILIES["hf_bert"](reference.config.to_dict(), "mlm").sources.items():
+        expected = torch.cat([gradients[theirs] for theirs in source.names])
         torch.testing.assert_close(parameters[ours].grad, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -223,10 +223,3 @@ def test_regression_has_one_label(hf_bert: Callable[..., transformers.PreTrained
     reference = hf_bert(transformers.BertForSequenceClassification, num_labels=2)
     with pytest.raises(UserError, match=r"head=regression needs one label, 'classifier.weight' has 2"):
         from_reference("hf_bert", reference.config.to_dict(), reference.state_dict(), "regression")
-
-
-@pytest.mark.parametrize("head", ["mlm", "classification"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_of_ours_has_exactly_one_source(family: str, head: str) -> None:
-    sources = [theirs for listed in FAMILIES[family].names(2, head).values() for theirs in listed]
-    assert len(sources) == len(set(sources))

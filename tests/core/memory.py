@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cramming import optim
-from cramming.architectures.config import BertConfig
+from cramming.architectures import BertConfig
 from cramming.batch import Batch
 from cramming.config import PretrainConfig
 from cramming.data.stream import Split, Stream

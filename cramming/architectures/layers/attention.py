@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cramming.architectures.layers.rotary import rotate
 from cramming.architectures.layers.unpadding import Layout, Queries
 
 FORMS = ("auto", "math", "sdpa")
@@ -53,16 +54,29 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout
 class SelfAttention(nn.Module):
     """Self-attention with one fused projection for queries, keys and values (in this order along its outputs)."""
 
-    def __init__(self, hidden: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        dropout: float = 0.0,
+        *,
+        qkv_bias: bool = True,
+        output_bias: bool = True,
+        rotary: bool = False,
+    ) -> None:
         super().__init__()
-        self.hidden, self.heads, self.dropout = hidden, heads, dropout
+        self.hidden, self.heads, self.dropout, self.rotary = hidden, heads, dropout, rotary
         self.form = "auto"
-        self.qkv = nn.Linear(hidden, 3 * hidden)
-        self.output = nn.Linear(hidden, hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=qkv_bias)
+        self.output = nn.Linear(hidden, hidden, bias=output_bias)
 
     def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
         """(T, H) -> (T, H), or (N, H) at the slots in use of ``queries``."""
         q, k, v = self._projected(x, layout, queries)
+        if self.rotary:
+            everywhere = torch.arange(layout.length, device=x.device)
+            q = rotate(q, everywhere if queries is None else layout.positions_of(queries.rows))
+            k = rotate(k, everywhere)
         attend = math_attention if resolve_form(self.form, x.device, layout.length) == "math" else sdpa_attention
         context = attend(q, k, v, layout.mask, self.dropout if self.training else 0.0)
         grid = context.transpose(1, 2).flatten(2)  # (B, Q, H)
@@ -76,8 +90,9 @@ class SelfAttention(nn.Module):
             q, k, v = self._heads(layout.pad(self.qkv(x)), 3)
             return q, k, v
         weight, bias = self.qkv.weight, self.qkv.bias
-        wanted = F.linear(x[queries.rows], weight[: self.hidden], bias[: self.hidden])
-        k, v = self._heads(layout.pad(F.linear(x, weight[self.hidden :], bias[self.hidden :])), 2)
+        of_queries, of_others = (None, None) if bias is None else (bias[: self.hidden], bias[self.hidden :])
+        wanted = F.linear(x[queries.rows], weight[: self.hidden], of_queries)
+        k, v = self._heads(layout.pad(F.linear(x, weight[self.hidden :], of_others)), 2)
         return self._heads(wanted, 1)[0], k, v
 
     def _heads(self, grid: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -23,8 +23,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        """(N, H), (V, H), (V,), (N,) -> (N,)."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        """(N, H), (V, H), (V,) or None, (N,) -> (N,)."""
         logits = F.linear(x, weight)  # the bias joins in float32 below, where it needs no pass of its own
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = torch.empty(labels.shape, dtype=wide, device=x.device)
@@ -33,7 +33,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
             chosen = labels[part, None]
-            log_probabilities = F.log_softmax(logits[part].to(wide).add_(bias), dim=-1)
+            scores = logits[part].to(wide)
+            log_probabilities = F.log_softmax(scores if bias is None else scores.add_(bias), dim=-1)
             at_label = log_probabilities.gather(1, chosen)
             losses[part] = -at_label.squeeze(1)
             if differentiate:
@@ -56,10 +57,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Natural-log cross entropy of softmax(x weight^T + bias) at ``labels``: (N, H), (V, H), (V,), (N,) -> (N,).
 
-    Losses are float32 (float64 for float64 inputs) whatever the precision of the logits.
+    A bias of None is none. Losses are float32 (float64 for float64 inputs) whatever the precision of the logits.
     """
     losses: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels)  # type: ignore[no-untyped-call]
     return losses

@@ -1,6 +1,6 @@
 """Token, position and type embeddings, with a lookup that shares its matrix with the vocabulary projection.
 
-Shape legend: B sequences, S positions, H hidden, V vocabulary, T tokens after unpadding.
+Shape legend: B sequences, S positions, H hidden, E width of the embeddings, V vocabulary, T tokens after unpadding.
 """
 
 from typing import Any
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cramming.architectures.layers.norm import make_norm
+from cramming.architectures.layers.position import make_positions
 from cramming.architectures.layers.unpadding import Layout
 
 
@@ -60,27 +62,64 @@ def tied_lookup(weight: Tensor, ids: Tensor, padding_id: int | None = None) -> t
 
 
 class Embeddings(nn.Module):
-    """LayerNorm(word + position + type), the sum of three learned tables (Devlin et al., 2018, section 3)."""
+    """dropout(norm(word + position + type)), each part of it optional but the words.
+
+    Types are learned; the sum of three learned tables under a LayerNorm is BERT's (Devlin et al., 2018, section 3).
+
+    Args:
+        vocab_size: V.
+        positions: longest sequence, in tokens.
+        width: E, of the tables.
+        position: see ``make_positions``.
+        token_types: rows of the table of types; 0: none, and types given to ``forward`` do nothing.
+        norm: see ``make_norm``; None: none.
+        norm_eps: its epsilon.
+        dropout: probability in training mode.
+        hidden: H; where it is not E, a linear layer leads to it, after the dropout (https://arxiv.org/abs/1909.11942).
+        bias: whether that layer has a bias.
+    """
 
     def __init__(
-        self, vocab_size: int, positions: int, token_types: int, hidden: int, *, norm_eps: float, dropout: float
+        self,
+        vocab_size: int,
+        positions: int,
+        width: int,
+        *,
+        position: str = "learned",
+        token_types: int = 0,
+        norm: str | None = "layernorm",
+        norm_eps: float = 1e-12,
+        dropout: float = 0.0,
+        hidden: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.word = nn.Embedding(vocab_size, hidden)
-        self.position = nn.Embedding(positions, hidden)
-        self.token_type = nn.Embedding(token_types, hidden)
-        self.norm = nn.LayerNorm(hidden, eps=norm_eps)
+        self.word = nn.Embedding(vocab_size, width)
+        self.position = make_positions(position, positions, width)
+        self.token_type = nn.Embedding(token_types, width) if token_types else None
+        self.norm = None if norm is None else make_norm(norm, width, norm_eps)
         self.dropout = nn.Dropout(dropout)
+        self.projection = None if hidden in (None, width) else nn.Linear(width, hidden, bias=bias)  # type: ignore[arg-type]
         self.padding_id: int | None = None  # a token whose lookup gives no gradient; importers set it
 
     def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, H); no types: all of type 0."""
+        """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, E); no types: all of type 0."""
         words, alias = tied_lookup(self.word.weight, layout.unpad(inputs), self.padding_id)
-        if token_types is None:
-            place = self.position.weight[: layout.length] + self.token_type.weight[0]
-            positions = layout.positions()
-            placed = layout.unpad(layout.pad(words) + place) if positions is None else words + place[positions]
-        else:
-            place = self.position.weight[: layout.length].expand(layout.sequences, -1, -1)
-            placed = words + layout.unpad(place) + self.token_type(layout.unpad(token_types))
-        return self.dropout(self.norm(placed)), alias
+        x = self._placed(words, layout, token_types)
+        x = self.dropout(x if self.norm is None else self.norm(x))
+        return x if self.projection is None else self.projection(x), alias
+
+    def _placed(self, words: Tensor, layout: Layout, token_types: Tensor | None) -> Tensor:
+        """(T, E) -> (T, E) with position and type added."""
+        place = None if self.position is None else self.position(layout.length)  # (S, E)
+        types = self.token_type
+        if types is not None and token_types is not None:
+            if place is not None:
+                words = words + layout.unpad(place.expand(layout.sequences, -1, -1))
+            return words + types(layout.unpad(token_types))
+        if types is not None:
+            place = types.weight[0] if place is None else place + types.weight[0]
+        if place is None or place.dim() == 1:
+            return words if place is None else words + place
+        positions = layout.positions()
+        return layout.unpad(layout.pad(words) + place) if positions is None else words + place[positions]

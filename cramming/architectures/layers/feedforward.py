@@ -1,21 +1,35 @@
 """The position-wise part of an encoder layer.
 
-Shape legend: T tokens after unpadding, H hidden.
+Shape legend: T tokens after unpadding, H hidden, F width of the first matrix.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cramming.architectures.layers.activation import ACTIVATIONS
 
 
 class FeedForward(nn.Module):
-    """Dense, GELU (the erf form), dense."""
+    """Dense, nonlinearity, dense.
 
-    def __init__(self, hidden: int, intermediate: int) -> None:
+    Gated (https://arxiv.org/abs/2002.05202), the first matrix gives values (F/2) and gates (F/2), in this order, and
+    nonlin(gates) * values go on.
+    """
+
+    def __init__(
+        self, hidden: int, intermediate: int, *, nonlin: str = "gelu", gated: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.expand = nn.Linear(hidden, intermediate)
-        self.contract = nn.Linear(intermediate, hidden)
+        self.activate, self.gated = ACTIVATIONS[nonlin], gated
+        self.expand = nn.Linear(hidden, intermediate, bias=bias)
+        self.contract = nn.Linear(intermediate // 2 if gated else intermediate, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        contracted: Tensor = self.contract(F.gelu(self.expand(x)))
+        wide = self.expand(x)
+        if self.gated:
+            values, gates = wide.chunk(2, dim=-1)
+            activated = self.activate(gates) * values
+        else:
+            activated = self.activate(wide)
+        contracted: Tensor = self.contract(activated)
         return contracted

@@ -14,13 +14,14 @@ class Layout:
     """The (B, S) grid of a batch and which of its cells hold tokens.
 
     Tensors between layers have one row per token, (T, ...), ordered by sequence and position. Without padding every
-    reshaping here is a view and no mask exists.
+    reshaping here is a view and no mask exists. A mask without ``cells`` means that padding is computed like everything
+    else but attended to by nothing.
     """
 
     sequences: int  # B
     length: int  # S
     cells: Tensor | None = None  # (T,) int64: cell b*S + s of each token; None: all cells hold tokens
-    mask: Tensor | None = None  # (B, S) bool: True where a token is; None as for cells
+    mask: Tensor | None = None  # (B, S) bool: True where a token is, which may be attended to; None: everywhere
 
     @staticmethod
     def of(inputs: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> "Layout":
@@ -48,6 +49,10 @@ class Layout:
     def positions(self) -> Tensor | None:
         """Position of each token within its sequence, (T,); None where all positions repeat in order."""
         return None if self.cells is None else self.cells % self.length
+
+    def positions_of(self, rows: Tensor) -> Tensor:
+        """Position within its sequence of the token in each of these rows, any shape."""
+        return (rows if self.cells is None else self.cells[rows]) % self.length
 
     def rows_of(self, positions: Tensor) -> Tensor:
         """Row of the token at each (sequence, position): (B, P) -> (B, P); a cell of padding gives some token's row."""
