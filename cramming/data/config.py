@@ -1,9 +1,10 @@
 """What ``data=...`` decides. Each source adds its own options in its own file under ``sources/``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cramming.data.cleaning.config import CleanConfig
 from cramming.data.sources.source import Source
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from cramming.data.store import TokenStore
 
 LAYOUTS = ("packed", "document")
+TOKENIZER_KINDS = ("auto", "wordpiece", "bpe", "unigram")
+# Steps of ``data.normalize``; ``tokenizer_normalizing`` says what each does.
+NORMALIZATIONS = ("nfc", "nfd", "nfkc", "nfkd", "lowercase", "strip_accents", "quotes", "spaces", "ascii")
 SMALLEST_VOCABULARY = 128  # pieces: all of ASCII and a few words
+SMALLEST_BYTE_VOCABULARY = 300  # pieces of bpe and unigram: the special tokens, every byte and a few words
 
 
 @dataclass
@@ -27,9 +32,13 @@ class DataConfig:
     row_cls: bool = True  # packed sequences begin with [CLS]
     tokenizer: str = "train"  # train, or a folder, a tokenizer.json, a vocab.txt, or a Hugging Face name
     vocab_size: int = 8192  # of the tokenizer trained here; a foreign one brings its own
+    tokenizer_kind: str = "auto"  # of the tokenizer trained here: wordpiece, bpe or unigram; auto: by the text's script
+    # What the tokenizer does to text first, in this order, such as [nfkc,lowercase]; null: as its kind usually does.
+    normalize: list[str] | None = None
     max_documents: int | None = None  # stop after so many documents
     max_tokens: int | None = None  # stop after so many tokens of text ([SEP] after each document included)
     heldout_fraction: float = 0.005  # of the sequences, kept out of training to validate on
+    clean: CleanConfig = field(default_factory=CleanConfig)  # documents that are left out; none by default
 
     def check(self) -> None:
         """Refuse values that cannot work.
@@ -43,17 +52,30 @@ class DataConfig:
             raise UserError(f"data.seq_length={self.seq_length} is too short; it takes 4 or more, usually 128")
         if not self.tokenizer:
             raise UserError("data.tokenizer is empty; use train, a folder, a vocabulary file or a Hugging Face name")
-        if self.tokenizer == "train" and self.vocab_size < SMALLEST_VOCABULARY:
+        if self.tokenizer_kind not in TOKENIZER_KINDS:
             raise UserError(
-                f"data.vocab_size={self.vocab_size} is too small; it takes {SMALLEST_VOCABULARY} or more, "
-                "usually 8192 or 32768"
+                f"data.tokenizer_kind={self.tokenizer_kind} is not known{nearest(self.tokenizer_kind, TOKENIZER_KINDS)}"
             )
+        if self.tokenizer != "train" and self.tokenizer_kind != "auto":
+            raise UserError(
+                f"data.tokenizer_kind={self.tokenizer_kind} is for a tokenizer trained here, and "
+                f"data.tokenizer={self.tokenizer} is ready; leave one of the two out"
+            )
+        smallest = SMALLEST_BYTE_VOCABULARY if self.tokenizer_kind in ("bpe", "unigram") else SMALLEST_VOCABULARY
+        if self.tokenizer == "train" and self.vocab_size < smallest:
+            raise UserError(
+                f"data.vocab_size={self.vocab_size} is too small; it takes {smallest} or more, usually 8192 or 32768"
+            )
+        for step in self.normalize or ():
+            if step not in NORMALIZATIONS:
+                raise UserError(f"data.normalize has {step!r}, which is not known{nearest(step, NORMALIZATIONS)}")
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(f"data.heldout_fraction={self.heldout_fraction} is not a share; it takes 0 to below 1")
         for key in ("max_documents", "max_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} leaves nothing; it takes 1 or more, or null for no limit")
+        self.clean.check()
 
     def ready_store(self, data_dir: Path) -> "TokenStore | None":
         """The finished token store, where the sequences were made elsewhere and nothing is left to prepare.

@@ -1,0 +1,36 @@
+"""Character sets by name: scripts, and languages that are written in several."""
+
+# A name, and the first words of the Unicode names of its letters, which never change.
+CHARSETS: dict[str, tuple[str, ...]] = {
+    "ascii": (),  # by code
+    "latin": ("LATIN",),
+    "greek": ("GREEK",),
+    "cyrillic": ("CYRILLIC",),
+    "armenian": ("ARMENIAN",),
+    "georgian": ("GEORGIAN",),
+    "hebrew": ("HEBREW",),
+    "arabic": ("ARABIC",),
+    "ethiopic": ("ETHIOPIC",),
+    "devanagari": ("DEVANAGARI",),
+    "bengali": ("BENGALI",),
+    "gurmukhi": ("GURMUKHI",),
+    "gujarati": ("GUJARATI",),
+    "tamil": ("TAMIL",),
+    "telugu": ("TELUGU",),
+    "kannada": ("KANNADA",),
+    "malayalam": ("MALAYALAM",),
+    "sinhala": ("SINHALA",),
+    "thai": ("THAI",),
+    "lao": ("LAO",),
+    "khmer": ("KHMER",),
+    "myanmar": ("MYANMAR",),
+    "tibetan": ("TIBETAN",),
+    "han": ("CJK", "IDEOGRAPHIC"),
+    "hiragana": ("HIRAGANA",),
+    "katakana": ("KATAKANA", "KATAKANA-HIRAGANA"),
+    "hangul": ("HANGUL",),
+    "bopomofo": ("BOPOMOFO",),
+    "japanese": ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"),
+    "chinese": ("CJK", "IDEOGRAPHIC", "BOPOMOFO"),
+    "korean": ("HANGUL", "CJK", "IDEOGRAPHIC"),
+}
