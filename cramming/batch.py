@@ -18,7 +18,7 @@ class Batch:
     it, so that the sum of their losses is the mean over the batch however it is cut.
     """
 
-    ids: Tensor  # (B,) int64: row numbers in the token store, for ever
+    ids: Tensor  # (B,) int64: row numbers in the token store, for ever; pieces of an unfolded row share its number
     epochs: Tensor  # (B,) int64: how often the sequence was drawn before
     inputs: Tensor  # (B, S) int64: token ids with masks applied
     positions: Tensor  # (B, P) int64: predicted positions, in the order of their hash
@@ -56,7 +56,7 @@ class Batch:
 
     @staticmethod
     def concatenate(parts: "list[Batch]") -> "Batch":
-        """One batch of all sequences of ``parts``, in their order."""
+        """One batch of all sequences of ``parts``, in their order; they must be equally long."""
         assert parts, "nothing to concatenate"
         joined: dict[str, Tensor | None] = {}
         for field in fields(Batch):

@@ -6,7 +6,7 @@ everything here is looked up there or reached through the typed configuration.
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from cramming import registry, resolve
 from cramming.batch import Batch
+from cramming.calibration import Target
 from cramming.config import ImplConfig, PretrainConfig
 from cramming.costs import build_costs
 from cramming.data.store import TokenStore
@@ -81,6 +82,7 @@ class Parts:
             mask_rate=mask_rate,
             max_mask_rate=self.max_mask_rate,
             device=self.device,
+            lengths=self.config.lengths,
         )
 
     @property
@@ -91,7 +93,11 @@ class Parts:
     @property
     def slots(self) -> int:
         """P, prediction slots of a sequence."""
-        return slots(self.seq_length, self.max_mask_rate)
+        return self.slots_of(self.seq_length)
+
+    def slots_of(self, length: int) -> int:
+        """P of a sequence of ``length`` tokens."""
+        return slots(length, self.max_mask_rate)
 
     @property
     def max_mask_rate(self) -> float:
@@ -106,12 +112,12 @@ class Parts:
         parts = {**fields, "vocabulary": self.vocab_size, "predicted": self.slots}
         return f"{parts.pop('kind')} {' '.join(f'{k}={v}' for k, v in parts.items())}"
 
-    def synthetic_batch(self, sequences: int) -> Batch:
+    def synthetic_batch(self, sequences: int, length: int | None = None) -> Batch:
         """Random tokens, masked nowhere: for passes whose result nobody looks at."""
         random = torch.Generator().manual_seed(0)
-        shape = (sequences, self.seq_length)
+        shape = (sequences, length or self.seq_length)
         inputs = torch.randint(self.vocab_size, shape, generator=random)
-        positions = torch.rand(shape, generator=random).argsort(1)[:, : self.slots]
+        positions = torch.rand(shape, generator=random).argsort(1)[:, : self.slots_of(shape[1])]
         zeros, weights = torch.zeros(sequences, dtype=torch.int64), torch.ones(positions.shape)
         batch = Batch(zeros, zeros, inputs, positions, inputs.gather(1, positions), weights, None, weights.sum())
         return batch.to(self.device)
@@ -172,14 +178,10 @@ def build_run(
     torch.set_num_threads(resolve.available_cores())  # prices are those of the whole machine, whatever ``impl`` uses
     costs = build_costs(
         config.rst,
-        architecture=parts.architecture(),
-        architecture_layers=config.arch.layers,
-        length=store.seq_length,
-        precision=resolved.precision,
-        optimizer=config.train.optim.kind,
+        target=target_of(parts, resolved.precision),
         base_dir=Path(config.base_dir),
         run_dir=run_dir,
-        probes=lambda: probes(parts, resolved.precision),
+        probes=lambda lengths: probes(parts, resolved.precision, lengths),
         flops=flops_of(parts, model),
         synchronize=torch.cuda.synchronize if where.type == "cuda" else None,
         progress=progress,
@@ -224,17 +226,27 @@ def check_accounts(free: list[str], method: Method) -> None:
             raise UserError(f"free=[{account}]: no such account; there are: {', '.join(sorted(known))}")
 
 
-def probes(parts: Parts, precision: str) -> dict[Work, Callable[[], None]]:
-    """Work to measure for a cost table, on a model and an optimizer of its own.
+def target_of(parts: Parts, precision: str) -> Target:
+    """What a cost table must be for to price a run."""
+    full, *shorter = parts.config.lengths.all
+    arch, optimizer = parts.config.arch, parts.config.train.optim.kind
+    return Target(parts.architecture(), arch.layers, full, precision, optimizer, tuple(shorter))
+
+
+def probes(parts: Parts, precision: str, lengths: Collection[int]) -> dict[Work, Callable[[], None]]:
+    """Work to measure for a cost table, on a model and an optimizer of its own: as many tokens at every length.
 
     But for the precision nothing of ``impl`` has a part in it: if prices depended on ``impl``, it would change results.
     """
     reference = resolve.resolve(ImplConfig(precision=precision), None)
     engine = parts.spare_engine(reference)
-    sequences = max(1, _REFERENCE_TOKENS[parts.device.type] // parts.seq_length)
-    batch = parts.synthetic_batch(sequences)
-    works = probe_works(parts.config.arch.layers, parts.seq_length, sequences)
-    return {work: engine.probe(work.kind, batch, tuple(range(work.layers))) for work in works}
+    found: dict[Work, Callable[[], None]] = {}
+    for length in lengths:
+        sequences = max(1, _REFERENCE_TOKENS[parts.device.type] // length)
+        batch = parts.synthetic_batch(sequences, length)
+        for work in probe_works(parts.config.arch.layers, length, sequences):
+            found[work] = engine.probe(work.kind, batch, tuple(range(work.layers)))
+    return found
 
 
 def _microbatch(parts: Parts, resolved: Resolved, group: int | None) -> int:
@@ -260,14 +272,11 @@ def flops_of(parts: Parts, model: Model) -> Callable[[Work], float]:
         if work.kind == "update":
             return 0.0
         passes = 3 if work.kind == "forward_backward" else 1
-        return passes * work.sequences * model.flops(work.length, parts.slots, work.layers)
+        return passes * work.sequences * model.flops(work.length, parts.slots_of(work.length), work.layers)
 
     return flops
 
 
 def _batch_size(config: PretrainConfig) -> Callable[[float], int]:
-    train = config.train
-    if train.batch_size_initial is None:
-        return lambda progress: train.batch_size
-    ramp = Ramp(train.batch_size_initial, train.batch_size, train.batch_size_ramp)
-    return lambda progress: round(ramp(progress))
+    rows, lengths = config.batch_size, config.lengths
+    return lambda progress: rows(progress) * lengths.pieces(lengths(progress))

@@ -3,7 +3,8 @@
 A table lives at ``<base_dir>/_rst/<key>-<optimizer>.json``; the key is a hash of everything that prices of passes
 depend on. Whoever comes first measures, behind a lock; everybody else reads, so that runs of one machine are priced
 alike. Runs that differ in their optimizer alone share the prices of passes: the second optimizer's update is measured
-against a pass and set in proportion.
+against a pass and set in proportion. So are the passes over shorter sequences of a run that begins with them: a run
+with a curriculum of lengths pays for full ones what a run without it pays.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from cramming.errors import UserError
 from rst.calibration import PROTOCOL, CalibrationError, build_table, measure
-from rst.table import CostTable, Provenance, TableError
+from rst.table import Column, CostTable, Provenance, TableError
 from rst.work import Work
 
 DISTRIBUTION = "budget-bert"
@@ -29,19 +30,28 @@ ROUNDS = 25  # enough timings of each probe for prices within a few percent
 ATTEMPTS = 3  # at measuring on a machine that is too busy; each is given twice the time of the one before
 log = logging.getLogger(__name__)
 
-# Makes the callables to time, by the work each of them does; called only when something is measured.
-ProbeMaker = Callable[[], Mapping[Work, Callable[[], None]]]
+# Makes the callables to time at some lengths, by the work each does; called only when something is measured.
+ProbeMaker = Callable[[Collection[int]], Mapping[Work, Callable[[], None]]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a table is for: an architecture (its fingerprint text), its layers, a length in tokens, and so on."""
+    """What a table is for: an architecture (its fingerprint text), its layers, a length in tokens, and so on.
+
+    ``shorter`` are the lengths a run begins with, if it has a curriculum of lengths.
+    """
 
     architecture: str
     layers: int
     length: int
     precision: str
     optimizer: str
+    shorter: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every length that must have prices."""
+        return (self.length, *self.shorter)
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,8 @@ def calibrate(
         siblings = sorted(path.parent.glob(f"{identity}-*.json"))
         if refresh or not siblings:
             log.info("measuring what this machine takes for %s (about %.0f s)", target.architecture, within_s)
-            table = _measured(probes(), _provenance(target, machine), within_s, synchronize, progress)
+            made = probes([target.length])
+            table = _measured(made, _provenance(target, machine), within_s, synchronize, progress)
             for outdated in siblings:
                 outdated.unlink()
             table.save(path)
@@ -132,8 +143,21 @@ def calibrate(
             log.info("measuring what an update of %s takes", target.optimizer)
             base = CostTable.load(siblings[0])
             _with_update(
-                base, probes(), target.optimizer, within_s=within_s / 4, synchronize=synchronize, progress=progress
+                base,
+                probes([target.length]),
+                target.optimizer,
+                within_s=within_s / 4,
+                synchronize=synchronize,
+                progress=progress,
             ).save(path)
+        table = CostTable.load(path)
+        missing = sorted(set(target.shorter) - table.forward.keys())
+        if missing:
+            log.info("measuring what sequences of %s tokens take", ", ".join(map(str, missing)))
+            made = probes([target.length, *missing])
+            measured = _measured(made, _provenance(target, machine), within_s, synchronize, progress)
+            for sibling in sorted(path.parent.glob(f"{identity}-*.json")):
+                with_lengths(CostTable.load(sibling), measured, target.length, missing).save(sibling)
         return CostTable.load(path)
     except CalibrationError as error:
         raise UserError(f"rst=calibrate: {error}") from error
@@ -163,6 +187,31 @@ def _measured(
                 raise
             log.warning("%s; measuring again, for longer", error)
     raise AssertionError("every attempt returns or raises")
+
+
+def with_lengths(table: CostTable, measured: CostTable, length: int, missing: Collection[int]) -> CostTable:
+    """The table with the columns of more lengths, in proportion to the deepest training pass at a length it has.
+
+    Args:
+        table: prices that stay as they are.
+        measured: a table of the same model with the columns of ``length`` and of ``missing``, of one measurement.
+        length: what both have.
+        missing: what the table has not.
+    """
+    deepest = Work("forward_backward", 1, length, table.layers)
+    factor = table.seconds(deepest) / measured.seconds(deepest) * table.sequences / measured.sequences
+
+    def joined(columns: Mapping[int, Column], more: Mapping[int, Column]) -> dict[int, Column]:
+        return {**columns, **{n: tuple(factor * seconds for seconds in more[n]) for n in missing}}
+
+    words = ", ".join(map(str, sorted(missing)))
+    notes = (*table.provenance.notes, f"length {words}: measured against a pass of {length} tokens")
+    return replace(
+        table,
+        forward=joined(table.forward, measured.forward),
+        forward_backward=joined(table.forward_backward, measured.forward_backward),
+        provenance=replace(table.provenance, notes=notes),
+    )
 
 
 def _with_update(

@@ -8,6 +8,7 @@ Nothing here imports torch.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cramming import registry
 from cramming.errors import UserError
+from cramming.lengths import MODES, BatchSize, Lengths
 from cramming.recording.config import WandbConfig
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
@@ -45,8 +47,11 @@ class TrainConfig:
     """What may change the result."""
 
     batch_size: int = II("arch.batch_size")  # sequences in one optimizer step
-    batch_size_initial: int | None = None  # grows linearly from here to batch_size ...
+    batch_size_initial: int | None = None  # grows in equal stairs from here to batch_size ...
     batch_size_ramp: float = 0.0  # ... over this share of the budget
+    lengths: list[int] = field(default_factory=list)  # shorter sequences at first, tokens; then data.seq_length
+    lengths_until: list[float] = field(default_factory=list)  # the share of the budget at which each of them ends
+    lengths_mode: str = "truncate"  # drop the rest of a row; or unfold: cut rows into sequences of that length
     mask_rate: float = 0.15  # share of positions predicted
     mask_rate_initial: float | None = None  # moves linearly from here to mask_rate ...
     mask_rate_ramp: float = 1.0  # ... over this share of the budget
@@ -99,6 +104,20 @@ class PretrainConfig:
     def budget_s(self) -> float:
         """The budget in the clock's unit: seconds, or steps under ``rst=steps``."""
         return parse_budget(self.budget, "budget", self.rst.unit_s)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Sequence length by progress."""
+        train, full = self.train, int(self.data.seq_length)
+        return Lengths(full, tuple(train.lengths), tuple(train.lengths_until), train.lengths_mode == "unfold")
+
+    @property
+    def batch_size(self) -> Callable[[float], int]:
+        """Sequences of a step by progress, of full length; where rows are unfolded, a step has as many more."""
+        train = self.train
+        if train.batch_size_initial is None:
+            return lambda progress: train.batch_size
+        return BatchSize(train.batch_size_initial, train.batch_size, train.batch_size_ramp)
 
     @property
     def stop_at_s(self) -> float | None:
@@ -192,6 +211,12 @@ def check(config: PretrainConfig) -> None:
     _positive("train.batch_size", train.batch_size)
     if train.batch_size_initial is not None:
         _positive("train.batch_size_initial", train.batch_size_initial)
+    elif train.batch_size_ramp:
+        raise UserError(
+            f"train.batch_size_ramp={train.batch_size_ramp} has no size to begin with: "
+            "give train.batch_size_initial=128, say, or leave the ramp out"
+        )
+    config.batch_size(0.0)  # refuses a ramp without a share to climb in
     for key in ("mask_rate", "mask_rate_initial"):
         rate = getattr(train, key)
         if rate is not None and not 0 < rate < 1:
@@ -218,10 +243,29 @@ def check(config: PretrainConfig) -> None:
     if impl.microbatch_size != "auto":
         check_microbatch(train.batch_size, _whole("impl.microbatch_size", impl.microbatch_size))
     config.data.check()
+    _check_lengths(config)
     selectors = [kind for kind in config.method if getattr(registry.lookup("method", kind), "selects", False)]
     if len(selectors) > 1:
         raise UserError(
             f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one of them"
+        )
+
+
+def _check_lengths(config: PretrainConfig) -> None:
+    train = config.train
+    if train.lengths_mode not in MODES:
+        raise UserError(f"train.lengths_mode={train.lengths_mode} is unknown; there are: {', '.join(MODES)}")
+    lengths = config.lengths
+    if lengths.shorter and lengths.unfold and config.data.layout != "packed":
+        raise UserError(
+            f"train.lengths_mode=unfold cuts full rows; those of data.layout={config.data.layout} are padded: "
+            "use train.lengths_mode=truncate or data.layout=packed"
+        )
+    rate, shortest = min(train.mask_rate, train.mask_rate_initial or 1.0), min(lengths.all)
+    if lengths.shorter and round(rate * shortest) < 1:
+        raise UserError(
+            f"train.lengths={train.lengths}: sequences of {shortest} tokens predict none of them at a mask rate of "
+            f"{rate}; give {math.ceil(1 / rate)} tokens or more"
         )
 
 

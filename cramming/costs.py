@@ -94,7 +94,7 @@ class TableConfig(RstConfig):
 
     def _checked(self, table: CostTable, setting: Setting) -> CostTable:
         target = setting.target
-        differences = table.differences(target.architecture, target.layers, target.length, target.precision)
+        differences = table.differences(target.architecture, target.layers, target.lengths, target.precision)
         if not differences:
             return table
         found = f"{table.origin} does not match this run: {'; '.join(differences)}"
@@ -102,7 +102,8 @@ class TableConfig(RstConfig):
         if not self.accept_mismatch:
             raise UserError(f"{found}; {way_out}, or set rst.accept_mismatch=true")
         try:
-            table.seconds(Work("forward_backward", 1, target.length, target.layers))
+            for length in target.lengths:
+                table.seconds(Work("forward_backward", 1, length, target.layers))
         except TableError as error:
             raise UserError(f"rst.accept_mismatch=true does not help: {error}; {way_out}") from error
         log.warning("%s; accepted because rst.accept_mismatch=true", found)
@@ -213,11 +214,7 @@ class StepsConfig(RstConfig):
 def build_costs(
     rst_config: RstConfig,
     *,
-    architecture: str,
-    architecture_layers: int,
-    length: int,
-    precision: str,
-    optimizer: str,
+    target: Target,
     base_dir: Path,
     run_dir: Path,
     probes: ProbeMaker,
@@ -232,7 +229,7 @@ def build_costs(
         UserError: a table that is missing, damaged or made for another kind of run; a machine too busy to measure.
     """
     setting = Setting(
-        target=Target(architecture, architecture_layers, length, precision, optimizer),
+        target=target,
         base_dir=base_dir,
         run_dir=run_dir,
         probes=probes,

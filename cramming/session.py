@@ -94,6 +94,7 @@ class Session:
             "elapsed_s": 0.0,  # wall seconds in all, over every process that worked on the run
             "train_wall_s": 0.0,  # of them, in steps
             "sequences": 0,  # trained on
+            "tokens": 0,  # in them
             "losses": [0.0, 0],  # sum and number of steps since the last row
             "recent_loss": None,  # running mean, for early stopping
             "validations": {},  # the latest, by step
@@ -227,7 +228,7 @@ class Session:
         validation = run.notes["validations"].get(str(run.step)) or {}
         rows = metrics.read(self.run_dir / "metrics.jsonl")
         unit: Any = "steps" if self.unit_s == 1 else "s"
-        tokens = run.notes["sequences"] * run.stream.store.seq_length
+        tokens = run.notes["tokens"]
         summary = {
             "name": run.config.name,
             "end_reason": reason,
@@ -262,8 +263,10 @@ class Session:
         """Add the step to what the next row, the pace and early stopping will say."""
         notes, engine = self.run.notes, self.run.engine
         trained = self._trained_sequences()
+        tokens = (trained - self._counted) * self.run.stream.length
         notes["sequences"] += trained - self._counted
-        self._pace.advance((trained - self._counted) * self.run.stream.store.seq_length, self.run.clock.progress)
+        notes["tokens"] += tokens
+        self._pace.advance(tokens, self.run.clock.progress)
         self._counted = trained
         if engine.loss == engine.loss:
             notes["losses"] = [notes["losses"][0] + engine.loss, notes["losses"][1] + 1]
@@ -274,7 +277,7 @@ class Session:
         run, notes = self.run, self.run.notes
         total, steps = notes["losses"]
         rate = self._pace.tokens_per_s()
-        length = run.stream.store.seq_length
+        length = run.stream.length
         flops = 3 * run.model.flops(length, run.stream.slots, len(run.model.active_layers))
         row = {
             "step": run.step,

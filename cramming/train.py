@@ -4,7 +4,7 @@ The loop never asks which method, optimizer, architecture or clock it has: they 
 after a whole step, so no partial gradient is ever left or applied.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,13 +31,23 @@ class Run:
     clock: Clock
     method: Method
     schedule: Callable[[float], float]  # progress -> learning-rate factor
-    batch_size: Callable[[float], int]  # progress -> sequences in a step
+    batch_size: Callable[[float], int]  # progress -> sequences in a step, of the length they have then
     step: int = 0
     notes: dict[str, Any] = field(default_factory=dict)  # counted beside the trajectory: wall seconds, early losses
 
     def draw(self, n: int) -> Batch:
         """``n`` sequences from the stream."""
         return self.stream.draw(n)
+
+    def next_batch(self) -> Batch | None:
+        """The sequences of the next step; how many and how long they are is decided by the progress at its start."""
+        progress = self.clock.progress
+        self.stream.begin_step(progress)
+        return self.method.next_batch(self, self.draw, self.batch_size(progress))
+
+    def microbatches(self, group: Batch) -> Iterator[Batch]:
+        """Parts of a draw group to pass through the model; of short sequences as many more as fit the same tokens."""
+        return group.split(self.engine.microbatch_size * (self.stream.store.seq_length // group.length))
 
     def generator(self, *parts: int | str) -> torch.Generator:
         """A generator for one random draw, a pure function of the run's seed and what it is for.
@@ -77,14 +87,14 @@ class Run:
 def train(run: Run, observe: Callable[[Run], None]) -> None:
     """Train until the budget is spent, or ``observe`` raises."""
     while not run.clock.exhausted:
-        batch = run.method.next_batch(run, run.draw, run.batch_size(run.clock.progress))
+        batch = run.next_batch()
         if batch is None:  # the budget ended while sequences were being chosen
             break
         run.method.before_step(run)
         factor = run.schedule(run.clock.progress)
         for group in batch.groups(run.method.sequences_per_draw):
             with run.method.thinned(run, group):
-                for microbatch in group.split(run.engine.microbatch_size):
+                for microbatch in run.microbatches(group):
                     run.engine.backward(microbatch, run.method.objective)
         run.step += run.method.update(run, batch, factor, run.engine.step)
         run.method.after_step(run)

@@ -141,8 +141,9 @@ def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostT
     and how much timings scattered.
 
     Args:
-        timings: passes over one number of sequences, at 0, 1 and L layers and at some depths between, for both kinds
-            and for every length; and one update.
+        timings: passes at 0, 1 and L layers and at some depths between, for both kinds and for every length; and one
+            update. The passes of a length are over one number of sequences, those of another length may be over
+            another; the table's reference microbatch is that of the longest.
 
     Raises:
         CalibrationError: the cost does not grow with depth as a line, or the measured work does not make up a table.
@@ -150,15 +151,20 @@ def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostT
     """
     passes = {work: timing for work, timing in timings.items() if work.kind != "update"}
     updates = [timing.seconds for work, timing in timings.items() if work.kind == "update"]
-    sizes = sorted({work.sequences for work in passes})
-    if len(sizes) != 1 or len(updates) != 1:
-        raise CalibrationError(f"a table needs one update and one number of sequences; got {len(updates)} and {sizes}")
+    sizes = {length: {w.sequences for w in passes if w.length == length} for length in {w.length for w in passes}}
+    if not sizes or max(map(len, sizes.values())) != 1 or len(updates) != 1:
+        raise CalibrationError(
+            f"a table needs one update and one number of sequences for each length; got {len(updates)} and {sizes}"
+        )
+    sequences = {length: next(iter(size)) for length, size in sizes.items()}
+    reference = sequences[max(sequences)]
     layers = max(work.layers for work in passes)
     columns: dict[Kind, dict[int, Column]] = {"forward": {}, "forward_backward": {}}
     notes = []
     for kind, length in sorted({(work.kind, work.length) for work in passes}):
         column = {work.layers: timing for work, timing in passes.items() if (work.kind, work.length) == (kind, length)}
-        points = {depth: column[depth].seconds for depth in sorted(column)}
+        scale = reference / sequences[length]
+        points = {depth: column[depth].seconds * scale for depth in sorted(column)}
         where = f"{kind}, length {length}"
         if layers == 0 or not {0, 1, layers} <= points.keys():
             raise CalibrationError(f"{where}: measured at {list(points)} layers; a table needs 0, 1 and all layers")
@@ -169,7 +175,7 @@ def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostT
         )
     rounds = min(timing.rounds for timing in timings.values())
     return CostTable(
-        sequences=sizes[0],
+        sequences=reference,
         forward=columns["forward"],
         forward_backward=columns["forward_backward"],
         update_s=updates[0],

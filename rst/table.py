@@ -20,7 +20,7 @@ than the line says, because the last layer can be cheaper than the others: its o
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -121,15 +121,15 @@ class CostTable:
             raise TableError(f"{self.origin}: no price for {work.layers} layers; it ends at {self.layers}")
         return columns[work.length][work.layers] * work.sequences / self.sequences
 
-    def differences(self, architecture: str, layers: int, length: int, precision: str) -> list[str]:
+    def differences(self, architecture: str, layers: int, lengths: Collection[int], precision: str) -> list[str]:
         """In what the table differs from a run, in words; empty if it was made for such a run."""
         found = []
         if architecture != self.provenance.architecture:
             found.append(f"it is for architecture {self.provenance.architecture!r}, not {architecture!r}")
         if layers != self.layers:
             found.append(f"it has {self.layers} layers, not {layers}")
-        if length not in self.forward:
-            found.append(f"it has length {_listed(self.forward)}, not {length}")
+        if not self.forward.keys() >= set(lengths):
+            found.append(f"it has length {_listed(self.forward)}, not {_listed(set(lengths) - self.forward.keys())}")
         if precision not in self.provenance.precisions:
             found.append(f"it is for {' and '.join(self.provenance.precisions)}, not {precision}")
         return found
@@ -207,8 +207,8 @@ def _check_column(column: Column, where: str) -> None:
             raise TableError(f"{where}, {layers} layers: {more} s is not more than {less} s with one layer less")
 
 
-def _listed(columns: Mapping[int, Column]) -> str:
-    return ", ".join(str(length) for length in sorted(columns)) or "none"
+def _listed(lengths: Collection[int]) -> str:
+    return ", ".join(str(length) for length in sorted(lengths)) or "none"
 
 
 def _by_layers(columns: Mapping[int, Column]) -> dict[str, dict[str, float]]:

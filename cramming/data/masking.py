@@ -36,7 +36,16 @@ class Masking:
         return cls(mask_id, special.to(device), torch.arange(vocab_size)[~special].to(device))
 
     def __call__(
-        self, tokens: Tensor, ids: Tensor, epochs: Tensor, lengths: Tensor | None, *, seed: int, rate: float, slots: int
+        self,
+        tokens: Tensor,
+        ids: Tensor,
+        epochs: Tensor,
+        lengths: Tensor | None,
+        *,
+        seed: int,
+        rate: float,
+        slots: int,
+        starts: Tensor | None = None,
     ) -> Batch:
         """Mask sequences.
 
@@ -48,6 +57,8 @@ class Masking:
             seed: the mask seed.
             rate: share of a sequence's tokens to predict.
             slots: P, the fixed number of prediction slots; at least ``round(rate x S)``.
+            starts: (B,) int64 where in its row each sequence begins, so that pieces of one row are masked each in
+                their own way; None: at the row's beginning.
 
         Returns:
             A batch whose empty slots (fewer candidates than slots, or a rate below the slots') have weight 0.
@@ -55,7 +66,9 @@ class Masking:
         size, length = tokens.shape
         position = torch.arange(length, device=tokens.device)
         sequence = mix(mix(epochs + key("mask", seed)) ^ mix(ids))
-        hashes = mix(sequence[:, None] + position)  # (B, S)
+        # Hashed by the position in the row: a truncated row ranks its tokens as the whole row does.
+        sequence = sequence[:, None] if starts is None else sequence[:, None] + starts[:, None]
+        hashes = mix(sequence + position)  # (B, S)
         candidates = ~self.special[tokens]
         if lengths is not None:
             candidates &= position < lengths[:, None]
@@ -65,8 +78,8 @@ class Masking:
         count = (wanted.double() * rate).round()  # float32 would round 150 x 0.07 down, and leave a slot empty
         predicted = (position[:slots] < count[:, None]) & (ranks != _NEVER)
         labels = tokens.gather(1, positions)
-        draw = mix(sequence[:, None] + positions + key("replace", seed)) & _NEVER
-        random = mix(sequence[:, None] + positions + key("random", seed)) & _NEVER
+        draw = mix(sequence + positions + key("replace", seed)) & _NEVER
+        random = mix(sequence + positions + key("random", seed)) & _NEVER
         shown = torch.where(draw < int(0.8 * _NEVER), self.mask_id, labels)
         swapped = (draw >= int(0.8 * _NEVER)) & (draw < int(0.9 * _NEVER))
         shown = torch.where(swapped, self.real_ids[random % len(self.real_ids)], shown)

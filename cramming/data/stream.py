@@ -15,6 +15,7 @@ from cramming.batch import Batch
 from cramming.data.masking import Masking
 from cramming.data.permutation import Permutation
 from cramming.data.store import TokenStore
+from cramming.lengths import Lengths
 
 VALIDATION_SEQUENCES = 10_000  # the first so many of the held-out part, whatever its fraction
 _SPLIT_KEY = "heldout"  # the split does not depend on the run's seed: runs of one data set share their held-out part
@@ -45,8 +46,12 @@ class Stream:
         split: its training and held-out parts.
         seed: of order and masks.
         mask_rate: the rate now, asked at every draw: it is fixed when a sequence is drawn and travels with it.
-        max_mask_rate: the highest rate ``mask_rate`` will give; fixes the number of prediction slots.
+        max_mask_rate: the highest rate ``mask_rate`` will give; fixes the number of prediction slots of a length.
         device: where sequences are masked and batches live.
+        lengths: how long sequences are by progress; None: always as long as the rows.
+
+    Attributes:
+        length: tokens in each sequence drawn now. ``begin_step`` sets it, so that all of a step are equally long.
     """
 
     def __init__(
@@ -58,43 +63,90 @@ class Stream:
         mask_rate: Callable[[], float],
         max_mask_rate: float,
         device: torch.device,
+        lengths: Lengths | None = None,
     ) -> None:
         self.store = store
         self.split = split
         self.seed = seed
-        self.epoch = 0
-        self.offset = 0
         self.device = device
+        self.lengths = lengths or Lengths(store.seq_length)
+        self.length = self.lengths(0.0)
         self._mask_rate = mask_rate
-        self.slots = slots(store.seq_length, max_mask_rate)
+        self._max_mask_rate = max_mask_rate
         tokenizer = store.tokenizer
         self._masking = Masking.of(tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids, device)
-        self._order = Permutation(split.train_rows, seed, 0)
+        self._seek(0, 0)
+
+    @property
+    def slots(self) -> int:
+        """P, prediction slots of a sequence of the present length."""
+        return slots(self.length, self._max_mask_rate)
+
+    def begin_step(self, progress: float) -> None:
+        """Draw sequences of the length that belongs to ``progress`` from here on."""
+        self.length = self.lengths(progress)
 
     def draw(self, n: int) -> Batch:
-        """The next ``n`` training sequences, masked at the present rate."""
+        """The next ``n`` training sequences, of the present length, masked at the present rate.
+
+        Rows are consumed whole: where they are unfolded and ``n`` is no multiple of a row's pieces, the pieces of the
+        last row that are left over are dropped.
+        """
         rows, epochs = [], []
-        while n:
-            taken = min(n, self.split.train_rows - self.offset)
+        wanted = -(-n // self.lengths.pieces(self.length))
+        while wanted:
+            taken = min(wanted, self.split.train_rows - self.offset)
             rows.append(self.split.train(self._order(np.arange(self.offset, self.offset + taken))))
             epochs.append(np.full(taken, self.epoch))
-            n -= taken
+            wanted -= taken
             self.offset += taken
             if self.offset == self.split.train_rows:
                 self._seek(self.epoch + 1, 0)
-        return self.masked(np.concatenate(rows), np.concatenate(epochs), self.seed, self._mask_rate(), self.slots)
+        batch = self.masked(
+            np.concatenate(rows),
+            np.concatenate(epochs),
+            seed=self.seed,
+            rate=self._mask_rate(),
+            slots=self.slots,
+            length=self.length,
+        )
+        return batch if len(batch) == n else batch.select(torch.arange(n, device=self.device))
 
-    def masked(self, rows: NDArray[np.int64], epochs: NDArray[np.int64], seed: int, rate: float, slots: int) -> Batch:
-        """Sequences by row number, (n,) -> a batch masked as (seed, epoch, row) says."""
-        tokens, lengths = self.store.read(rows)
+    def masked(
+        self,
+        rows: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        *,
+        seed: int,
+        rate: float,
+        slots: int,
+        length: int | None = None,
+    ) -> Batch:
+        """Rows by number, (n,) -> a batch masked as (seed, epoch, row, position in the row) says.
+
+        Shorter than the rows, ``length`` truncates or unfolds them as ``lengths`` says; the pieces of a row follow one
+        another, and each is a sequence whose positions begin at 0.
+        """
+        tokens, filled = self.store.read(rows)
+        length = length or self.store.seq_length
+        pieces = self.lengths.pieces(length)
+        tokens = tokens[:, : pieces * length].reshape(-1, length)
+        if filled is not None:
+            assert pieces == 1, "padded rows are not unfolded"
+            filled = np.minimum(filled, length)
+
+        def moved(values: NDArray[np.integer]) -> torch.Tensor:
+            return torch.from_numpy(values.astype(np.int64)).to(self.device)
+
         return self._masking(
-            torch.from_numpy(tokens.astype(np.int64)).to(self.device),
-            torch.from_numpy(rows).to(self.device),
-            torch.from_numpy(epochs).to(self.device),
-            None if lengths is None else torch.from_numpy(lengths.astype(np.int64)).to(self.device),
+            moved(tokens),
+            moved(rows.repeat(pieces)),
+            moved(epochs.repeat(pieces)),
+            None if filled is None else moved(filled),
             seed=seed,
             rate=rate,
             slots=slots,
+            starts=None if pieces == 1 else moved(np.tile(np.arange(pieces) * length, len(rows))),
         )
 
     def heldout(self, batch_size: int, *, mask_rate: float, mask_seed: int, limit: int) -> Iterator[Batch]:
@@ -103,7 +155,7 @@ class Stream:
         for start in range(0, total, batch_size):
             rows = self.split.heldout(np.arange(start, min(start + batch_size, total)))
             places = slots(self.store.seq_length, mask_rate)
-            yield self.masked(rows, np.zeros_like(rows), mask_seed, mask_rate, places)
+            yield self.masked(rows, np.zeros_like(rows), seed=mask_seed, rate=mask_rate, slots=places)
 
     def state_dict(self) -> dict[str, Any]:
         """Two integers: what was consumed."""

@@ -2,7 +2,7 @@
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from rst import CostTable, Timing, Work, probe_works
 
 MACHINE = Machine("a processor", 2, 2, None, {"torch": "2.13"})
 ARCHITECTURE = "bert layers=4 hidden=256"
+TARGET = Target(ARCHITECTURE, 4, 128, "float32", "adamw")
 KINDS = ("calibrate", "flops", "rtx3090", "steps", "table", "wallclock")
 
 
@@ -49,25 +50,20 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return state
 
 
-def probes() -> Mapping[Work, Callable[[], None]]:
-    return {work: lambda: None for work in probe_works(4, 128, 16)}
+def probes(lengths: Collection[int] = (128,)) -> Mapping[Work, Callable[[], None]]:
+    return {work: lambda: None for length in lengths for work in probe_works(4, length, 16 * 128 // length)}
 
 
 def costs(config: RstConfig, base_dir: Path, run: str = "x", **changes: Any) -> Any:
     options: dict[str, Any] = {
-        "architecture": ARCHITECTURE,
-        "architecture_layers": 4,
-        "length": 128,
-        "precision": "float32",
-        "optimizer": "adamw",
         "base_dir": base_dir,
         "run_dir": base_dir / run,
         "probes": probes,
         "flops": lambda work: 2e6 * work.sequences,
         "calibrate_command": "python -m cramming.calibrate arch=bert_small",
-        **changes,
     }
-    found = build_costs(config, **options)
+    options |= {name: changes.pop(name) for name in list(changes) if name in (*options, "synchronize")}
+    found = build_costs(config, target=replace(TARGET, **changes), **options)
     assert list(found) == ["main"]
     return found["main"]
 
@@ -101,7 +97,7 @@ def test_runs_that_differ_in_their_optimizer_share_the_prices_of_passes(
 
 
 def test_the_key_of_a_table_is_everything_its_numbers_depend_on(tmp_path: Path) -> None:
-    target = Target(ARCHITECTURE, 4, 128, "float32", "adamw")
+    target = TARGET
     targets = [
         replace(target, architecture="other"),
         replace(target, layers=5),
@@ -120,6 +116,7 @@ def test_the_key_of_a_table_is_everything_its_numbers_depend_on(tmp_path: Path) 
     paths += [table_path(tmp_path, target, m) for m in machines]
     assert len(set(paths)) == 1 + len(targets) + len(machines)
     assert table_path(tmp_path, replace(target), replace(MACHINE)) == paths[0]
+    assert table_path(tmp_path, replace(target, shorter=(32,)), MACHINE) == paths[0], "one table with more columns"
 
 
 def test_a_run_keeps_the_table_it_began_with(speed: dict[str, float], tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ def test_a_mismatch_can_be_accepted_and_stays_on_record(tmp_path: Path, caplog: 
     assert "16 layers, not 4" in CostTable.load(tmp_path / "x" / "rst.json").provenance.notes[-1]
 
 
-@pytest.mark.parametrize("change", [{"length": 512}, {"architecture_layers": 24}])
+@pytest.mark.parametrize("change", [{"length": 512}, {"layers": 24}])
 def test_a_price_that_is_not_there_cannot_be_accepted(change: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"accept_mismatch=true does not help.*no price.*cramming\.calibrate"):
         costs(Rtx3090Config(accept_mismatch=True), tmp_path, **change)
@@ -240,7 +237,7 @@ def test_a_price_that_is_not_there_cannot_be_accepted(change: dict[str, int], tm
 
 def test_the_inherited_table_prices_the_run_it_was_made_for(tmp_path: Path) -> None:
     made_for = CostTable.load(Path(__file__).parents[2] / "rst" / "tables" / "rtx3090.json")
-    change = {"architecture": made_for.provenance.architecture, "architecture_layers": 16, "precision": "bfloat16"}
+    change = {"architecture": made_for.provenance.architecture, "layers": 16, "precision": "bfloat16"}
     assert costs(Rtx3090Config(), tmp_path, **change).seconds(Work("forward_backward", 128, 128, 16)) == 0.2253
 
 

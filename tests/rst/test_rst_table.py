@@ -66,8 +66,8 @@ def test_a_saved_table_is_read_back_exactly(tmp_path: Path) -> None:
 
 def test_differences_are_named_in_words() -> None:
     table = small_table()
-    assert table.differences("bert 4x256", 4, 128, "bfloat16") == []
-    found = table.differences("m2 12x768", 12, 512, "float16")
+    assert table.differences("bert 4x256", 4, [128], "bfloat16") == []
+    found = table.differences("m2 12x768", 12, [128, 512], "float16")
     assert len(found) == 4
     for words, difference in zip(
         (("bert 4x256", "m2 12x768"), ("4", "12"), ("64, 128", "512"), ("float32 and bfloat16", "float16")),
@@ -205,8 +205,8 @@ def test_inherited_entries_that_were_never_measured_are_derived_as_their_notes_s
     notes = " ".join(inherited.provenance.notes)
     for word in ("0.01052", "0 layers", "0.412", "update_s", "bfloat16"):
         assert word in notes
-    assert inherited.differences(inherited.provenance.architecture, 16, 128, "float16") == []
-    assert inherited.differences(inherited.provenance.architecture, 16, 128, "bfloat16") == []
+    assert inherited.differences(inherited.provenance.architecture, 16, [128], "float16") == []
+    assert inherited.differences(inherited.provenance.architecture, 16, [128], "bfloat16") == []
 
 
 UPDATE = [Work("forward_backward", 128, 128, 16)] * 12
