@@ -69,7 +69,7 @@ def command(argv: list[str]) -> None:
     if store is None:
         source, origin = _here(options, progress) if options.from_ else _fetched(options, data_dir, progress)
         store = import_rows(source, data_dir, options.name, origin, max_rows=options.max_rows, progress=progress)
-    if not options.keep_archive:
+    if options.from_ is None and not options.keep_archive:
         _downloaded(options, data_dir).unlink(missing_ok=True)
     size = quantity(sum(file.stat().st_size for file in store.folder.iterdir()), "B")
     print(f"{store.folder}: {store.rows:,} sequences of {store.seq_length} tokens, {size}")
