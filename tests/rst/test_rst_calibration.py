@@ -283,11 +283,23 @@ def test_a_table_needs_no_layers_one_layer_all_layers_and_an_update(missing: Wor
         build_table(timings_of(true_price, works), PROVENANCE)
 
 
-def test_a_table_may_have_several_lengths() -> None:
-    def price(work: Work) -> float:
-        return true_price(work) * max(1, work.length) / 128
+@pytest.mark.parametrize("short", [16, 32])
+def test_a_table_may_have_several_lengths(short: int) -> None:
+    """Prices of a length are those of a sequence, however many of them were measured at a time."""
 
-    works = [*probe_works(4, 64, 16), *probe_works(4, 128, 16)]
+    def price(work: Work) -> float:
+        return true_price(work) * work.sequences / 16 * max(1, work.length) / 128 if work.length else 0.03
+
+    works = [*probe_works(4, 64, short), *probe_works(4, 128, 16)]
     table: CostTable = build_table(timings_of(price, list(dict.fromkeys(works))), PROVENANCE)
-    short, full = Work("forward", 16, 64, 3), Work("forward", 16, 128, 3)
-    assert table.seconds(short) == pytest.approx(table.seconds(full) / 2)
+    assert table.sequences == 16
+    for layers in range(5):
+        half, full = Work("forward", 16, 64, layers), Work("forward", 16, 128, layers)
+        assert table.seconds(full) == pytest.approx(true_price(full))
+        assert table.seconds(half) == pytest.approx(table.seconds(full) / 2)
+
+
+def test_passes_of_one_length_are_over_one_number_of_sequences() -> None:
+    works = [*probe_works(4, 128, 16), Work("forward", 8, 128, 4)]
+    with pytest.raises(CalibrationError, match="one number of sequences for each length"):
+        build_table(timings_of(true_price, works), PROVENANCE)

@@ -275,3 +275,39 @@ def test_every_choice_composes_from_its_file(kind: str) -> None:
     assert isinstance(config, RstConfig)
     assert config.kind == kind
     assert config.unit_s == (1 if kind == "steps" else 3600)
+
+
+SHORT = Work("forward_backward", 64, 32, 4)
+
+
+def test_shorter_sequences_are_measured_against_full_ones(speed: dict[str, float], tmp_path: Path) -> None:
+    """A run with a curriculum pays for full passes what one without it pays, however fast the machine is by then."""
+    plain = costs(CalibrateConfig(), tmp_path, "a")
+    lion = costs(CalibrateConfig(), tmp_path, "b", optimizer="lion")
+    speed["speed"] = 2.0
+    growing = costs(CalibrateConfig(), tmp_path, "c", shorter=(32,))
+    assert speed["measured"] == 3
+    for work in probes():
+        assert growing.seconds(work) == plain.seconds(work)
+    # Its 64 short sequences take as long as 16 full ones on the machine of these tests.
+    assert growing.seconds(SHORT) == pytest.approx(plain.seconds(FULL), rel=1e-12)
+    speed["speed"] = 3.0
+    more = costs(CalibrateConfig(), tmp_path, "d", shorter=(32, 64), optimizer="lion")
+    assert speed["measured"] == 4, "only the 64 were missing: the optimizers share the prices of passes"
+    assert more.seconds(SHORT) == growing.seconds(SHORT)
+    assert more.seconds(Work("update")) == lion.seconds(Work("update"))
+    assert costs(CalibrateConfig(), tmp_path, "e", shorter=(64,)).seconds(SHORT) == growing.seconds(SHORT)
+    assert speed["measured"] == 4
+    assert "length 32: measured against a pass of 128 tokens" in growing.provenance.notes
+    costs(CalibrateConfig(refresh=True), tmp_path, "f", shorter=(32,))
+    assert costs(CalibrateConfig(), tmp_path, "g").seconds(FULL) == pytest.approx(3 * plain.seconds(FULL))
+
+
+def test_a_table_without_a_length_the_run_begins_with_is_refused(tmp_path: Path) -> None:
+    made_for = CostTable.load(Path(__file__).parents[2] / "rst" / "tables" / "rtx3090.json")
+    change = {"architecture": made_for.provenance.architecture, "layers": 16, "precision": "float16"}
+    assert costs(Rtx3090Config(), tmp_path, "a", **change).layers == 16
+    for config in (Rtx3090Config(), Rtx3090Config(accept_mismatch=True)):
+        with pytest.raises(UserError, match=r"length 128, not 32|no price for length 32") as refused:
+            costs(config, tmp_path, "b", shorter=(32,), **change)
+        assert "use rst=calibrate" in str(refused.value)
