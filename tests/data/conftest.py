@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import published_set
 import pytest
 
 #: Ids 0 to 4 as everywhere, then a = 5, b = 6, ... z = 30.
@@ -32,3 +34,19 @@ def english() -> str:
         if number % 20 == 19:
             words.append(".\n\n" if number % 100 == 99 else ".\n")
     return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A published set: its folder, and its rows as the library that wrote it reads them."""
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abdegiklmnoprstu"), draw.integers(2, 9))) for _ in range(150)]
+    text = "\n\n".join(" ".join(draw.choice(words, draw.integers(5, 40))) for _ in range(250))
+    folder = tmp_path_factory.mktemp("set") / published_set.FOLDER
+    return folder, published_set.make(folder, text)
+
+
+@pytest.fixture(scope="session")
+def published_archive(published: tuple[Path, np.ndarray]) -> bytes:
+    """Its archive."""
+    return published_set.archive(published[0])
