@@ -38,7 +38,7 @@ def command(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(_USAGE)
         return
-    named = any(word.startswith("data=") for word in argv)
+    named = any(word.startswith(("data=", "data.mix=")) for word in argv)
     config = compose(argv if named else ["data=local", "data.path=none", *argv])
     if not isinstance(config.rst, CalibrateConfig):
         raise UserError(f"rst={config.rst.kind} is not measured; leave rst= out")

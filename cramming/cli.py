@@ -34,6 +34,7 @@ Pretrain a masked language model inside a fixed compute budget.
 
   python pretrain_bert.py name=first data=python_docs arch=bert_small budget=10m
   python pretrain_bert.py -m name=sweep seed=0,1,2 method=none,layer_stacking ...
+  python pretrain_bert.py name=mixed data.mix='{{wikipedia: 0.7, python_docs: 0.3}}'    shares of several corpora
 
 A run lives in <base_dir>/<name>/; the same command again resumes it.
 
@@ -114,7 +115,7 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
                 raise
 
     # Hydra's parser wants all overrides together, behind the flags.
-    words = sorted(map(_quoted, argv), key=lambda word: "=" in word and not word.startswith("-"))
+    words = sorted(_expanded(argv), key=lambda word: "=" in word and not word.startswith("-"))
     for word in words:
         if word.startswith("-") and word.split("=")[0] not in _FLAGS:
             raise UserError(f"unknown flag {word}{nearest(word, _FLAGS)}")
@@ -150,12 +151,13 @@ def compose(overrides: Sequence[str]) -> PretrainConfig:
         UserError: what is wrong with them.
     """
     load_schemas()
+    words = _expanded(overrides)
     try:
-        return typed(compose_tree([_quoted(word) for word in overrides]))
+        return typed(compose_tree(words))
     except UserError:
         raise
     except Exception as error:
-        said = explain(error, list(overrides), compose_tree)
+        said = explain(error, words, compose_tree)
         if said is None:
             raise
         raise UserError(said) from error
@@ -264,6 +266,13 @@ def _option(word: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"{word!r} is not an option: give key=value")
     return key.lstrip("+"), value
+
+
+def _expanded(argv: Sequence[str]) -> list[str]:
+    """The words as Hydra is to read them: quoted where they must be, ``data.mix=`` with what it stands for."""
+    from cramming.data.mixture_words import expanded  # needs the registered data configs
+
+    return expanded([_quoted(word) for word in argv])
 
 
 def _quoted(word: str) -> str:

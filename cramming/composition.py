@@ -24,7 +24,7 @@ def explain(error: BaseException, words: list[str], compose: Callable[[list[str]
     """
     text = str(error)
     if isinstance(error, MissingConfigException):
-        return _missing(error, text)
+        return _missing(error, text, words)
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read as key=value ({text.splitlines()[1]}); quote special characters"
     if match := re.match(r"Could not override '([^']+)'", text):
@@ -49,11 +49,15 @@ def explain(error: BaseException, words: list[str], compose: Callable[[list[str]
 def unknown_key(key: str, words: list[str], compose: Callable[[list[str]], DictConfig]) -> str:
     """An option that does not exist: its replacement if an earlier system had it, else the nearest that does."""
     bare = key.split("@", maxsplit=1)[0]
-    if (new := replacement(bare)) is not None:
+    if bare == "data.mix":
+        return "data.mix belongs to data=mixture: leave data= out, or name a mixture"
+    mixed = "data=mixture" in words and bare.startswith("data.sources.")
+    if not mixed and (new := replacement(bare)) is not None:
         return f"option {bare} belongs to an earlier system; here it is: {new}"
     if bare in GROUPS or bare in _ALSO_GROUPS:
         return f"group {bare} cannot be set like that; give {bare}=<option>, one of those --help lists"
     chosen = [w for w in words if w.split("=")[0] in (*GROUPS, *_ALSO_GROUPS) and "," not in w.split("[")[0]]
+    chosen += [w for w in words if w.startswith(("+data@data.sources.", "++data.sources."))]
     try:
         tree = compose([*chosen, *([] if any(w.startswith("data=") for w in chosen) else ["data=python_docs"])])
     except HydraException:
@@ -65,13 +69,18 @@ def unknown_key(key: str, words: list[str], compose: Callable[[list[str]], DictC
     return f"unknown option {bare}{_short(nearest(bare, [*keys, *GROUPS]))}"
 
 
-def _missing(error: MissingConfigException, text: str) -> str:
+def _missing(error: MissingConfigException, text: str, words: list[str]) -> str:
     options = [option for option in error.options or () if not option.startswith("schema_")]
     group, _, option = str(error.missing_cfg_file or "").rpartition("/")
     if not group:
         return " ".join(text.split())
     if (new := replacement(f"{group}={option}")) is not None:
         return f"{group}={option} belongs to an earlier system; here it is: {new}"
+    if group == "data":
+        from cramming.data.mixture_words import not_an_option  # needs all data configs; --help does not
+
+        if (said := not_an_option(words, option, options)) is not None:
+            return said
     return f"{group} has no option {option!r}{nearest(option, options)}"
 
 

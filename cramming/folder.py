@@ -1,6 +1,7 @@
 """The folder of a run: one process at a time, one configuration for its whole life; and finding runs by name."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _MAY_DIFFER = (
     "base_dir", "data_dir", "resume", "from_run", "stop_at", "wandb", "data.path",
     "impl", "rst.refresh", "rst.within_s",
 )  # fmt: skip
+_PLACE_OF_A_SOURCE = re.compile(r"data(\.sources\.[^.]+)+\.path")  # what data.path is to a mixture's sources
 _BEGUN = "metrics.jsonl"  # opened when training begins
 _MADE_BY_A_RUN = ("config.yaml", "resolved.json", "rst.json", "metrics.jsonl", "summary.json", "curves.png")
 
@@ -97,7 +99,7 @@ def check_same(config: PretrainConfig, run_dir: Path) -> None:
 
 def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Where two configurations differ in anything that can change a result: (key, stored, asked)."""
-    if path in _MAY_DIFFER or stored == asked:
+    if path in _MAY_DIFFER or _PLACE_OF_A_SOURCE.fullmatch(path) or stored == asked:
         return []
     if not (isinstance(stored, dict) and isinstance(asked, dict)):
         return [(path, stored, asked)]

@@ -33,7 +33,8 @@ def register(group: str, kind: str) -> Callable[[type[T]], type[T]]:
         known = _classes.setdefault((group, kind), cls)
         if known.__qualname__ != cls.__qualname__ or known.__module__ != cls.__module__:
             raise UserError(f"{group}={kind} is defined twice: by {known.__module__} and by {cls.__module__}")
-        package = f"method.{kind}" if group == "method" else group.replace("/", ".")
+        # No package but a method's: a schema lands where the file that names it does, so that options can be mounted.
+        package = f"method.{kind}" if group == "method" else None
         ConfigStore.instance().store(group=group, name=f"schema_{kind}", node=cls, package=package)
         return cls
 

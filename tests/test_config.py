@@ -16,6 +16,7 @@ from cramming.errors import UserError
 GROUPS = ("arch", "data", "train/optim", "train/schedule", "method", "rst", "wandb", "experiment")
 FILES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR / group).glob("*.yaml"))]
 BASE = ["data=local", "data.path=x"]
+NEEDS = {"local": ["data.path=x"], "mixture": ["data.mix=[python_docs]"]}  # what has no default
 
 
 def test_every_file_belongs_to_a_group_that_is_tested() -> None:
@@ -25,7 +26,7 @@ def test_every_file_belongs_to_a_group_that_is_tested() -> None:
 
 @pytest.mark.parametrize(("group", "option"), FILES)
 def test_every_file_composes(group: str, option: str) -> None:
-    words = ["data.path=x"] if (group, option) == ("data", "local") else [] if group == "data" else BASE
+    words = NEEDS.get(option, []) if group == "data" else BASE
     config = compose([*words, f"{group}={option}"])
     assert isinstance(config, PretrainConfig)
 

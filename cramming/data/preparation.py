@@ -14,6 +14,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -24,11 +25,11 @@ from cramming.data.estimate import estimate
 from cramming.data.fingerprint import fingerprint
 from cramming.data.lock import locked
 from cramming.data.packing import Packed, pack
-from cramming.data.sources.source import Source
+from cramming.data.sources.source import Accounting, Source
 from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
 from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
 from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train
-from cramming.data.tokenizing import Part, part_path, read_part, tokenize
+from cramming.data.tokenizing import Part, latest_cursor, part_path, read_part, tokenize
 from cramming.data.workers import default_workers
 from cramming.durable import replace, room_for, sync_folder, write_atomically
 from cramming.errors import UserError
@@ -183,7 +184,8 @@ class _Preparation:
             if packed.tokens == config.max_tokens:
                 raise UserError(f"data.max_tokens={config.max_tokens} is {short}; raise it, or use shorter sequences")
             raise UserError(f"{source.name} holds {packed.tokens} tokens, {short}; use more text, or shorter sequences")
-        manifest = self._manifest(tokenizer, packed) | {"fingerprint": folder.name.removeprefix("store-")}
+        manifest = self._manifest(tokenizer, packed) | _account(source, latest_cursor(work, count))
+        manifest |= {"fingerprint": folder.name.removeprefix("store-")}
         write_atomically(new / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
         sync_folder(new)
         replace(new, folder, "store")
@@ -215,6 +217,11 @@ class _Preparation:
                 "tokenizers": tokenizers.__version__,
             },
         }
+
+
+def _account(source: Source, cursor: Any) -> dict[str, object]:
+    """What each part of a source made of several gave, in whole documents of the blocks that were read."""
+    return {"gave": source.account(cursor)} if isinstance(source, Accounting) and cursor is not None else {}
 
 
 def _counted(parts: Iterable[Part], progress: ProgressSink) -> Iterator[Part]:

@@ -162,6 +162,12 @@ def _resumable(work: Path) -> int:
     return there
 
 
+def latest_cursor(work: Path, count: int) -> Any:
+    """The source's cursor behind the latest of the first ``count`` blocks that has one."""
+    number = next((number for number in reversed(range(count)) if _cursor_path(work, number).exists()), None)
+    return None if number is None else _behind(work, number)[0]
+
+
 def _cursor_path(work: Path, number: int) -> Path:
     return work / f"part-{number:06d}.json"
 

@@ -4,7 +4,7 @@ Documents come as *pieces* of bounded length, so that a document of a terabyte c
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 # A document longer than this is passed on in pieces of at most this many characters.
 PIECE_CHARACTERS = 1 << 18
@@ -50,6 +50,14 @@ class Source(Protocol):
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
         """About ``characters`` of text and how much of ``total`` holds as much, for estimates."""
+
+
+@runtime_checkable
+class Accounting(Protocol):
+    """A source made of several, which can say what each of them gave."""
+
+    def account(self, cursor: Any) -> list[dict[str, str | int | float]]:
+        """What was given up to a cursor, for the manifest of the store."""
 
 
 class Assembler:
