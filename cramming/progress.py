@@ -1,5 +1,6 @@
 """What long work tells the person waiting for it: the stage it is in, how far it is, when it will be done."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ class ProgressSink(Protocol):
     """Receiver of progress. One stage at a time; ``stage`` ends the stage before it."""
 
     def stage(self, name: str, total: float | None, unit: str) -> None:
-        """Begin a stage of ``total`` units (``None``: unknown). ``unit`` is a plural noun, or ``B`` for bytes."""
+        """Begin a stage of ``total`` units (``None`` or infinite: unknown). ``unit``: a plural noun, or ``B`` for bytes."""
 
     def advance(self, n: float) -> None:
         """``n`` more units are done."""
@@ -58,7 +59,7 @@ class PlainProgress:
     def stage(self, name: str, total: float | None, unit: str) -> None:
         """See ``ProgressSink``."""
         self.done()
-        self._name, self._total, self._unit, self._count = name, total, unit, 0.0
+        self._name, self._total, self._unit, self._count = name, _known(total), unit, 0.0
         self._begun = self._said = time.monotonic()
 
     def advance(self, n: float) -> None:
@@ -91,6 +92,10 @@ class PlainProgress:
         self.note(f"{text}, {quantity(rate, self._unit)}/s")
 
 
+def _known(total: float | None) -> float | None:
+    return total if total is not None and math.isfinite(total) else None
+
+
 class RichProgress:
     """A live bar on a terminal."""
 
@@ -116,7 +121,7 @@ class RichProgress:
             TimeRemainingColumn(),
         )
         self._bar = bar = Progress(*columns, console=self._console)
-        self._task = bar.add_task(name, total=total, count="")
+        self._task = bar.add_task(name, total=_known(total), count="")
         bar.start()
 
     def advance(self, n: float) -> None:

@@ -35,7 +35,7 @@ class Source(Protocol):
 
     @property
     def total(self) -> float:
-        """Size of the raw input in ``unit``, for progress and estimates."""
+        """Size of the raw input in ``unit``, for progress and estimates; infinite where nobody knows."""
 
     def pieces(self, after: Any = None) -> Iterator[Piece]:
         """All documents that hold anything but white space.
