@@ -250,8 +250,7 @@ class _Import:
                 digest.update(data)
                 separators += int((np.frombuffer(data, tokenizer.dtype) == tokenizer.sep_id).sum())
             self.progress.advance(gone)
-            output.truncate(done_bytes)
-            for path, held, count in todo:
+            for path, held, count in todo:  # what an interrupted attempt wrote behind is written over by the same
                 tokens = contents.read(path, held)[:count].astype(tokenizer.dtype)
                 data = tokens.tobytes()
                 output.write(data)
