@@ -14,6 +14,7 @@ import pytest
 from published_set import ARCHIVE, BLOCK_ROWS, FOLDER, LENGTH, NAME, RUN, make_small, refused, tokens
 
 from cramming.data import download, row_blocks
+from cramming.data.cleaning.config import CleanConfig
 from cramming.data.config import DataConfig
 from cramming.data.preparation import prepare
 from cramming.data.published import Origin, import_rows, imported
@@ -183,10 +184,12 @@ def test_a_set_of_ones_own(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tokenizer": "train"}, "data.tokenizer=train cannot be chosen"),
-        ({"row_cls": True}, "data.row_cls=True"),
-        ({"layout": "document"}, "data.layout=document"),
-        ({"max_tokens": 5}, "data.max_tokens=5"),
+        ({"tokenizer": "train"}, "data.tokenizer cannot be chosen"),
+        ({"row_cls": True}, "data.row_cls cannot"),
+        ({"layout": "document"}, "data.layout cannot"),
+        ({"max_tokens": 5}, "data.max_tokens cannot"),
+        ({"normalize": ["nfkc"]}, "data.normalize cannot"),
+        ({"clean": CleanConfig(duplicates="exact")}, "data.clean cannot"),
         ({"seq_length": 128}, "data.seq_length=128, but c4-subset-random was published with 16"),
         ({"vocab_size": 32768}, "data.vocab_size=32768, but c4-subset-random was published with 300"),
         ({"name": "a/b"}, "data.name='a/b'"),

@@ -15,7 +15,7 @@ from cramming.registry import register
 
 TOKENIZER = "published"
 # They decided how the rows were made, elsewhere, once.
-_FIXED = {"layout": "packed", "row_cls": False, "tokenizer": TOKENIZER, "max_documents": None, "max_tokens": None}
+_FIXED = ("layout", "row_cls", "tokenizer", "tokenizer_kind", "normalize", "clean", "max_documents", "max_tokens")
 
 
 @register("data", "published")
@@ -32,17 +32,18 @@ class PublishedConfig(DataConfig):
 
     def check(self) -> None:
         """See ``DataConfig.check``."""
+        ours = type(self)()
+        for key in _FIXED:
+            if getattr(self, key) != getattr(ours, key):
+                raise UserError(
+                    f"data.{key} cannot be chosen: the rows of {self.name} are as they were published; leave it out, or "
+                    "prepare text of your own with data=c4_subset or data=local"
+                )
         super().check()
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise UserError(f"data.name={self.name!r} cannot be a set's name: letters, digits and ._- only")
         if self.max_rows is not None and self.max_rows < 1:
             raise UserError(f"data.max_rows={self.max_rows} leaves nothing; it takes 1 or more, or null for all")
-        for key, value in _FIXED.items():
-            if getattr(self, key) != value:
-                raise UserError(
-                    f"data.{key}={getattr(self, key)} cannot be chosen: the rows of {self.name} are as they were "
-                    "published; leave it out, or prepare text of your own with data=c4_subset or data=local"
-                )
 
     def ready_store(self, data_dir: Path) -> TokenStore:
         """See ``DataConfig.ready_store``."""
