@@ -36,8 +36,8 @@ class PublishedConfig(DataConfig):
         for key in _FIXED:
             if getattr(self, key) != getattr(ours, key):
                 raise UserError(
-                    f"data.{key} cannot be chosen: the rows of {self.name} are as they were published; leave it out, or "
-                    "prepare text of your own with data=c4_subset or data=local"
+                    f"data.{key} cannot be chosen: the rows of {self.name} are as they were published; leave it out, "
+                    "or prepare text of your own with data=c4_subset or data=local"
                 )
         super().check()
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
