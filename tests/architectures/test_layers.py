@@ -1,4 +1,6 @@
-"""Layers with a gradient of their own against plain autograd."""
+"""Layers against their definitions, and those with a gradient of their own against plain autograd."""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +8,10 @@ import torch.nn.functional as F
 
 from cramming.architectures.layers import cross_entropy
 from cramming.architectures.layers.cross_entropy import linear_cross_entropy
-from cramming.architectures.layers.embedding import tied_lookup
+from cramming.architectures.layers.embedding import Embeddings, tied_lookup
+from cramming.architectures.layers.norm import make_norm
+from cramming.architectures.layers.position import make_positions
+from cramming.architectures.layers.rotary import rotate
 from cramming.architectures.layers.unpadding import Layout
 
 
@@ -15,6 +20,18 @@ def test_cross_entropy_has_the_gradient_of_its_definition() -> None:
     x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(5, 3), (7, 3), (7,)])
     labels = torch.tensor([0, 6, 3, 3, 1])
     assert torch.autograd.gradcheck(lambda *a: linear_cross_entropy(*a, labels), (x, weight, bias))
+
+
+def test_cross_entropy_without_a_bias_is_that_with_a_zero_bias() -> None:
+    torch.manual_seed(0)
+    x, weight = (torch.randn(s, requires_grad=True) for s in [(5, 3), (7, 3)])
+    labels = torch.tensor([0, 6, 3, 3, 1])
+    outputs = {}
+    for name, bias in {"none": None, "zero": torch.zeros(7)}.items():
+        losses = linear_cross_entropy(x, weight, bias, labels)
+        outputs[name] = (losses, *torch.autograd.grad(losses.sum(), (x, weight)))
+    for one, other in zip(outputs["none"], outputs["zero"], strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -100,3 +117,106 @@ def test_layout_finds_the_rows_of_tokens() -> None:
     assert layout.positions().tolist() == [0, 1, 1, 3, 0]
     positions = torch.tensor([[1, 0], [3, 1], [0, 0]])
     assert torch.equal(layout.unpad(grid)[layout.rows_of(positions)], grid.gather(1, positions))
+    assert torch.equal(layout.positions_of(torch.tensor([[0, 1], [3, 4]])), torch.tensor([[0, 1], [3, 0]]))
+    assert torch.equal(Layout.of(grid).positions_of(torch.tensor([0, 5, 11])), torch.tensor([0, 1, 3]))
+
+
+def test_rotated_products_depend_on_the_distance_only() -> None:
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, 3, 9, 8, dtype=torch.float64) for _ in range(2))
+    q, k = q[:, :, :1].expand_as(q), k[:, :, :1].expand_as(k)  # the same vector everywhere
+    places = torch.arange(9)
+    scores = rotate(q, places) @ rotate(k, places).transpose(-2, -1)
+    shifted = rotate(q, places + 100) @ rotate(k, places + 100).transpose(-2, -1)
+    torch.testing.assert_close(scores, shifted)
+    for distance in range(-8, 9):
+        along = scores.diagonal(distance, -2, -1)
+        torch.testing.assert_close(along, along[..., :1].expand_as(along))
+    assert (scores[..., 0, :] - scores[..., 0, :1]).abs().max() > 0.1
+    torch.testing.assert_close(rotate(q, places).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_rotation_turns_each_pair_by_its_own_angle() -> None:
+    """Equation 34 of the paper, with the two halves of a head as the sides of the pairs."""
+    x = torch.randn(1, 1, 3, 4, dtype=torch.float64)
+    as_complex = torch.complex(x[..., :2], x[..., 2:])
+    angles = torch.arange(3)[:, None] * torch.tensor([1.0, 0.01])
+    turned = as_complex * torch.polar(torch.ones_like(angles), angles).to(torch.complex128)
+    expected = torch.cat((turned.real, turned.imag), dim=-1)
+    torch.testing.assert_close(rotate(x, torch.arange(3)), expected, rtol=1e-6, atol=1e-6)
+    by_row = rotate(x.expand(2, 1, 3, 4), torch.tensor([[0, 1, 2], [2, 0, 1]]))
+    torch.testing.assert_close(by_row[0], expected[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(by_row[1, 0, 1], x[0, 0, 1])
+
+
+def test_rotation_in_bfloat16_keeps_far_positions_apart() -> None:
+    x = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
+    far = rotate(x, torch.tensor([1000, 1001]))  # 1001 rounds to 1000 in bfloat16
+    assert far.dtype == torch.bfloat16
+    expected = torch.tensor([math.cos(n) - math.sin(n) for n in (1000, 1001)])
+    torch.testing.assert_close(far[0, 0, :, 0].float(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (
+            "layernorm",
+            lambda x, w: (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt() * w,
+        ),
+        ("rmsnorm", lambda x, w: x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * w),
+        ("scalenorm", lambda x, w: x / x.square().sum(1, keepdim=True).sqrt() * w),
+        ("unitnorm", lambda x, w: x / x.square().sum(1, keepdim=True).sqrt() * w),
+    ],
+)
+def test_norms_are_their_definitions(kind: str, expected: object) -> None:
+    torch.manual_seed(0)
+    x, norm = torch.randn(5, 16) * 3 + 1, make_norm(kind, 16, 1e-6)
+    if kind == "rmsnorm":
+        theirs = torch.nn.RMSNorm(16, eps=1e-6)
+        torch.testing.assert_close(norm(x), theirs(x))
+        torch.testing.assert_close(norm(x).square().mean(1), torch.ones(5), rtol=1e-3, atol=1e-3)
+    if kind == "scalenorm":
+        assert norm.weight.item() == 16**-0.5
+        assert norm.weight.shape == ()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    torch.testing.assert_close(norm(x), expected(x, norm.weight), rtol=1e-4, atol=1e-5)
+    low = norm.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert low.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="'batchnorm' is not one of"):
+        make_norm("batchnorm", 16, 1e-6)
+
+
+def test_norms_do_not_overflow_in_float16() -> None:
+    x = torch.full((1, 4096), 200.0, dtype=torch.float16)  # its sum of squares is 1.6e8
+    for kind in ("rmsnorm", "scalenorm", "unitnorm"):
+        assert make_norm(kind, 4096, 1e-12).to(torch.float16)(x).abs().sum() > 0, kind
+
+
+def test_sinusoids_are_those_of_the_paper() -> None:
+    plain, scaled = (make_positions(kind, 20, 8)(11) for kind in ("sinusoidal", "scaled_sinusoidal"))
+    assert plain.shape == (11, 8)
+    for position, i in ((0, 0), (3, 1), (10, 3)):
+        angle = position / 10000 ** (2 * i / 8)
+        assert plain[position, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+        assert plain[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    torch.testing.assert_close(scaled, plain * 8**-0.5)
+    assert make_positions("none", 20, 8) is None
+    with pytest.raises(ValueError, match="'alibi' is not one of"):
+        make_positions("alibi", 20, 8)
+
+
+@pytest.mark.parametrize("position", ["learned", "none"])
+def test_token_types_are_added_and_absent_ones_are_of_type_0(position: str) -> None:
+    torch.manual_seed(0)
+    embeddings = Embeddings(30, 6, 8, position=position, token_types=2, norm=None)
+    inputs, types = torch.randint(30, (2, 5)), torch.randint(2, (2, 5))
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    for layout in (Layout.of(inputs), Layout.of(inputs, mask)):
+        expected = embeddings.word(inputs) + embeddings.token_type(types)
+        if position == "learned":
+            expected = expected + embeddings.position.weight[:5]
+        torch.testing.assert_close(embeddings(inputs, layout, types)[0], layout.unpad(expected))
+        zero = torch.zeros_like(types)
+        torch.testing.assert_close(embeddings(inputs, layout)[0], embeddings(inputs, layout, zero)[0])
