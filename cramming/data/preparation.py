@@ -3,6 +3,7 @@
 Below ``data_dir``::
 
     hashes.json                      content hashes of files, remembered by path, size and time
+    clean-<fingerprint>/             what cleaning leaves of a source (``cleaning.cleaned``)
     tokenizer-<fingerprint>/         a tokenizer trained here, or fetched from the hub
     store-<fingerprint>.work/        parts of a store being made; a killed run goes on from them
     store-<fingerprint>/             a whole store, renamed into place
@@ -13,6 +14,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import numpy as np
 import tokenizers
 
 from cramming import faults
+from cramming.data.cleaning.cleaned import CleanedSource, TokenCounter
+from cramming.data.cleaning.config import SELF, CleanConfig
 from cramming.data.config import DataConfig
 from cramming.data.estimate import estimate
 from cramming.data.fingerprint import fingerprint
@@ -53,6 +57,11 @@ def prepare(
     config.check()
     ready = config.ready_store(data_dir)
     if ready is not None:
+        if stages := config.clean.stages():
+            raise UserError(
+                f"data.clean ({', '.join(stages)}) cannot clean data={config.kind}: its sequences are ready; "
+                "leave it out, or prepare text of your own with data=local"
+            )
         return ready
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -74,14 +83,40 @@ def prepare(
 class _Preparation:
     """One call of ``prepare``."""
 
-    def __init__(self, config: DataConfig, data_dir: Path, workers: int | None, progress: ProgressSink) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        data_dir: Path,
+        workers: int | None,
+        progress: ProgressSink,
+        source: Source | None = None,
+    ) -> None:
         self._config = config
         self._data_dir = data_dir
         self._progress = progress
         self._workers = default_workers() if workers is None else workers
-        self._source: Source = config.source(data_dir, self._workers, progress)
+        self._source: Source = source or config.source(data_dir, self._workers, progress)
         if workers is None and self._source.unit == "B" and self._source.total < _SMALL_BYTES:
             self._workers = 0
+        if config.clean.stages():
+            counter = self._counter(self._source)
+            self._source = CleanedSource(
+                config, self._source, counter, data_dir=data_dir, workers=self._workers, progress=progress
+            )
+
+    def _counter(self, raw: Source) -> TokenCounter | None:
+        """The tokenizer of the cleaning stage ``tokens``: got as one to train with would be, but from ``raw`` text."""
+        clean = self._config.clean
+        if "tokens" not in clean.stages():
+            return None
+        name = "train" if clean.tokenizer == SELF else clean.tokenizer
+        config = replace_fields(self._config, tokenizer=name, clean=CleanConfig())
+        other = _Preparation(config, self._data_dir, self._workers, self._progress, raw)
+        tokenizer = other._existing_tokenizer()
+        if name == "train":
+            return TokenCounter(other._tokenizer_folder().name, lambda: tokenizer or other._trained_tokenizer())
+        assert tokenizer is not None, f"data.clean.tokenizer={name} is neither there nor refused"
+        return TokenCounter(tokenizer.sha256, lambda: tokenizer)
 
     def store(self) -> TokenStore:
         """The stages in their order."""
@@ -185,6 +220,13 @@ class _Preparation:
                 raise UserError(f"data.max_tokens={config.max_tokens} is {short}; raise it, or use shorter sequences")
             raise UserError(f"{source.name} holds {packed.tokens} tokens, {short}; use more text, or shorter sequences")
         manifest = self._manifest(tokenizer, packed) | _account(source, latest_cursor(work, count))
+        if isinstance(source, CleanedSource):
+            manifest["cleaning"] = source.report
+            if source.report["stopped"] and packed.tokens < (config.max_tokens or 0):
+                progress.note(
+                    f"only {packed.tokens:,} of data.max_tokens={config.max_tokens:,} are left of what was read for "
+                    "them: the rest were duplicates; ask for more tokens to have more read"
+                )
         manifest |= {"fingerprint": folder.name.removeprefix("store-")}
         write_atomically(new / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
         sync_folder(new)

@@ -21,12 +21,13 @@ from typing import Any
 from cramming import faults
 from cramming.data.cleaning.duplicates import DROPPED, Bits, resolve
 from cramming.data.cleaning.similarity import ALGORITHM
-from cramming.data.cleaning.spool import KEPT, SAME, fill, part_path, read_texts
+from cramming.data.cleaning.spool import KEPT, SAME, fill, latest_cursor, part_path, read_texts
 from cramming.data.cleaning.tally import nothing_left, summary, tally
 from cramming.data.config import DataConfig
 from cramming.data.fingerprint import fingerprint
 from cramming.data.lock import locked
-from cramming.data.sources.source import Assembler, Piece, Source, bounded
+from cramming.data.sources.source import Accounting, Assembler, Piece, Source, bounded
+from cramming.data.tokenizer import FILE, Tokenizer
 from cramming.data.tokenizer_training import SAMPLED_TEXT
 from cramming.durable import replace, sync_folder, write_atomically
 from cramming.errors import UserError
@@ -47,7 +48,7 @@ class TokenCounter:
     """The tokenizer of the stage ``tokens``."""
 
     identity: str  # stands for it in fingerprints
-    folder: Callable[[], Path]  # where it lies, after it was trained if need be
+    tokenizer: Callable[[], Tokenizer]  # itself, trained if need be
 
 
 class CleanedSource:
@@ -75,6 +76,7 @@ class CleanedSource:
         self.name = source.name
         self.shuffled = source.shuffled
         self.sample_bytes = source.sample_bytes
+        self.inputs = source.inputs  # what it has read is known when it has read it: see ``report``
         self._source = source
         self._stages = config.clean.stages()
         self._counter = counter
@@ -92,11 +94,6 @@ class CleanedSource:
         self._folder = data_dir / f"clean-{self.fingerprint}"
 
     @property
-    def inputs(self) -> list[dict[str, str | int]]:
-        """See ``Source.inputs``: those of the source that is cleaned."""
-        return self._source.inputs
-
-    @property
     def total(self) -> float:
         """Bytes of text that are left."""
         return float(self.report["kept_bytes"])
@@ -109,6 +106,7 @@ class CleanedSource:
                 if not self._folder.exists():
                     self._make()
         report: dict[str, Any] = json.loads((self._folder / MANIFEST).read_text(encoding="utf-8"))
+        self.inputs = report.pop("inputs")
         if report["kept_documents"] == 0:
             raise UserError(nothing_left(report, self.name))
         return report
@@ -134,6 +132,8 @@ class CleanedSource:
                     yield from (piece._replace(cursor=cursor) for piece in assembler.end(float(position)))
             begin = 0
             documents += part.header.documents
+        # A limit may have stopped the reading inside a long document.
+        yield from (piece._replace(cursor=[parts, 0, documents, position]) for piece in assembler.end(float(position)))
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
         """See ``Source.glimpse``: the beginning."""
@@ -152,7 +152,8 @@ class CleanedSource:
         work = self._folder.with_name(f"{self._folder.name}.work")
         work.mkdir(exist_ok=True)
         self._check_disk(work)
-        tokenizer = None if self._counter is None else str(self._counter.folder())
+        if self._counter is not None:
+            self._counter.tokenizer().save(work)
         total, unit = (source.total, source.unit)
         if self._max_characters is not None:
             total, unit = self._max_characters, "characters"
@@ -160,7 +161,7 @@ class CleanedSource:
         parts = fill(
             source,
             work,
-            {"stages": self._stages, "tokenizer": tokenizer},
+            {"stages": self._stages, "tokenizer": None if self._counter is None else str(work)},
             max_documents=self._max_documents,
             max_characters=self._max_characters,
             workers=self._workers,
@@ -172,11 +173,15 @@ class CleanedSource:
         begun = time.process_time()
         resolve(work, parts, "duplicates" in self._stages, progress)
         report = tally(work, parts, self._stages, time.process_time() - begun)
+        report["stopped"] = self._max_characters is not None and report["passed_characters"] >= self._max_characters
+        if isinstance(source, Accounting) and (cursor := latest_cursor(work, parts)) is not None:
+            report["gave"] = source.account(cursor)
         # Workers may have been ahead of a limit, and a killed run leaves files half written.
-        kept = {part_path(work, number) for number in range(parts)} | {work / DROPPED}
+        kept = {part_path(work, number) for number in range(parts)} | {work / DROPPED, work / FILE}
         for path in set(work.iterdir()) - kept:
             path.unlink()
-        write_atomically(work / MANIFEST, json.dumps(report, indent=2).encode())
+        manifest = report | {"inputs": source.inputs}
+        write_atomically(work / MANIFEST, json.dumps(manifest, indent=2).encode())
         sync_folder(work)
         replace(work, self._folder, "clean")
         faults.point("clean-renamed")

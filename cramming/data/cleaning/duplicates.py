@@ -58,15 +58,15 @@ def resolve(work: Path, parts: int, compare: bool, progress: ProgressSink) -> No
     These are duplicates (with ``compare``), and documents that a filter removed while their rest was stored. Killed and
     called again, it goes on: hashes are spread again unless that was finished, and files that are done stay done.
     """
-    if (work / DROPPED).exists():
-        return
-    if not compare:
-        removed = _Removed()
-        for number in range(parts):
-            removed.pass_part(read_header(part_path(work, number)))
-        write_file(work / DROPPED, [removed.bits().tobytes()], "clean-dropped")
-        return
     folder = work / "duplicates"
+    if not (work / DROPPED).exists():
+        dropped = _compared(work, parts, folder, progress) if compare else _removed(work, parts)
+        write_file(work / DROPPED, [dropped.tobytes()], "clean-dropped")
+        faults.point("clean-dropped-written")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compared(work: Path, parts: int, folder: Path, progress: ProgressSink) -> Bits:
     facts = folder / "spread.json"
     if not facts.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -86,9 +86,14 @@ def resolve(work: Path, parts: int, compare: bool, progress: ProgressSink) -> No
             dropped.add(documents)
         progress.advance(1)
     progress.done()
-    write_file(work / DROPPED, [dropped.tobytes()], "clean-dropped")
-    faults.point("clean-dropped-written")
-    shutil.rmtree(folder)
+    return dropped
+
+
+def _removed(work: Path, parts: int) -> Bits:
+    removed = _Removed()
+    for number in range(parts):
+        removed.pass_part(read_header(part_path(work, number)))
+    return removed.bits()
 
 
 @dataclass
@@ -136,7 +141,7 @@ def _spread(work: Path, parts: int, folder: Path, progress: ProgressSink) -> dic
             waiting = []
         progress.advance(1)
         faults.point("clean-spread")
-    if waiting:
+    if any(map(len, waiting)):
         _append(np.concatenate(waiting), folder, shift)
     for path in folder.iterdir():
         sync(path, "clean-bucket")

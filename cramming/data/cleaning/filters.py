@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Filters:
     """
 
     def __init__(self, stages: dict[str, dict[str, Any]], tokenizer: Path | None) -> None:
-        self.seconds: Counter[str] = Counter()  # of this process's time, by stage
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # of this process's time, by stage
         self._filters: list[tuple[str, Callable[[str], bool]]] = []
         if options := stages.get("length"):
             self._filters.append(("length", _length(options)))
@@ -52,7 +52,8 @@ class Filters:
 
 
 def _length(options: dict[str, Any]) -> Callable[[str], bool]:
-    low, high = options.get("min_characters", 0.0), options.get("max_characters", float("inf"))
+    low: float = options.get("min_characters", 0)
+    high: float = options.get("max_characters", float("inf"))
     return lambda text: low <= len(text) <= high
 
 
@@ -68,8 +69,8 @@ def compression_ratio(text: str) -> float:
 
 
 def _compression(options: dict[str, Any]) -> Callable[[str], bool]:
-    low = options.get("min_compression_ratio", 0.0)
-    high = options.get("max_compression_ratio", float("inf"))
+    low: float = options.get("min_compression_ratio", 0)
+    high: float = options.get("max_compression_ratio", float("inf"))
     return lambda text: low <= compression_ratio(text[:JUDGED_CHARACTERS]) <= high
 
 

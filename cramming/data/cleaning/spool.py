@@ -198,6 +198,12 @@ def _resumable(work: Path) -> list[Header]:
     return headers[:there]
 
 
+def latest_cursor(work: Path, parts: int) -> Any:
+    """The source's cursor behind the latest of the first ``parts`` parts that has one."""
+    cursors = (read_header(part_path(work, number)).cursor for number in reversed(range(parts)))
+    return next((cursor for cursor in cursors if cursor is not None), None)
+
+
 def blocks(pieces: Iterable[Piece], number: int, max_documents: int | None = None) -> Iterator[Block]:
     """The first ``max_documents`` documents of ``pieces`` in blocks, the first of them ``number``."""
     texts: list[str] = []

@@ -1,6 +1,6 @@
 """What cleaning did: counted from the parts of a spool, and told in a line."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ def tally(work: Path, parts: int, stages: dict[str, dict[str, Any]], comparing_s
         comparing_s: what comparing documents with each other took.
     """
     dropped = Bits.read(work / DROPPED)
-    documents = text_bytes = kept_documents = kept_bytes = 0
+    documents = text_bytes = passed_characters = kept_documents = kept_bytes = 0
     removed_documents: Counter[str] = Counter()
     removed_bytes: Counter[str] = Counter()
-    seconds = Counter({_DUPLICATES: comparing_s})
+    seconds = defaultdict(float, {_DUPLICATES: comparing_s})
     verdict: str | None = None  # on the document that the part before left unfinished
     for number in range(parts):
         part = read_part(part_path(work, number))
@@ -31,7 +31,8 @@ def tally(work: Path, parts: int, stages: dict[str, dict[str, Any]], comparing_s
         for stage, (count, size) in header.removed.items():
             removed_documents[stage] += count
             removed_bytes[stage] += size
-        seconds.update(header.seconds)
+        for stage, stage_s in header.seconds.items():
+            seconds[stage] += stage_s
         gone = dropped.has(documents + part.numbers.astype("int64"))
         begins = part.numbers >= 0
         kept_documents += int((begins & ~gone).sum())
@@ -43,8 +44,10 @@ def tally(work: Path, parts: int, stages: dict[str, dict[str, Any]], comparing_s
         removed_bytes[verdict if verdict in stages else _DUPLICATES] += rest
         documents += header.documents
         text_bytes += header.text_bytes
+        passed_characters += header.kept_characters
         verdict = verdict if header.unfinished == SAME else header.unfinished
-    report: dict[str, Any] = {"parts": parts, "documents": documents, "text_bytes": text_bytes, "stages": []}
+    report: dict[str, Any] = {"parts": parts, "documents": documents, "text_bytes": text_bytes}
+    report |= {"passed_characters": passed_characters, "stages": []}
     for stage, options in stages.items():
         entry = {
             "stage": stage,
