@@ -17,6 +17,7 @@ from cramming.batch import Batch
 from cramming.calibration import Target
 from cramming.config import ImplConfig, PretrainConfig
 from cramming.costs import build_costs
+from cramming.data.curriculum import curriculum
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
 from cramming.engine import Engine, is_out_of_memory
@@ -25,6 +26,7 @@ from cramming.hashing import key
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import for_model
+from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.schedule import Ramp
 from cramming.train import Run
@@ -73,16 +75,18 @@ class Parts:
         """The run's stream of masked sequences.
 
         Raises:
-            UserError: fewer training sequences than one batch.
+            UserError: fewer training sequences than one batch, or a curriculum that cannot be computed or kept.
         """
+        split, order = split_of(store, self.config), self.config.data.order
         return Stream(
             store,
-            split_of(store, self.config),
+            split,
             seed=self.config.seed,
             mask_rate=mask_rate,
             max_mask_rate=self.max_mask_rate,
             device=self.device,
             lengths=self.config.lengths,
+            order=None if order == "random" else curriculum(store, split, order, progress_for()),
         )
 
     @property

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cramming.data.store import TokenStore
 
 LAYOUTS = ("packed", "document")
+REVERSED = "reverse_"  # in front of an order
+CURRICULA = ("rarity", "sentence_length", "word_length", "fragments")
+ORDERS = ("random", *CURRICULA, *(f"{REVERSED}{name}" for name in CURRICULA))
 TOKENIZER_KINDS = ("auto", "wordpiece", "bpe", "unigram")
 # Steps of ``data.normalize``; ``tokenizer_normalizing`` says what each does.
 NORMALIZATIONS = ("nfc", "nfd", "nfkc", "nfkd", "lowercase", "strip_accents", "quotes", "spaces", "ascii")
@@ -38,6 +41,7 @@ class DataConfig:
     max_documents: int | None = None  # stop after so many documents
     max_tokens: int | None = None  # stop after so many tokens of text ([SEP] after each document included)
     heldout_fraction: float = 0.005  # of the sequences, kept out of training to validate on
+    order: str = "random"  # of the training sequences in every epoch: one of ORDERS
     clean: CleanConfig = field(default_factory=CleanConfig)  # documents that are left out; none by default
 
     def check(self) -> None:
@@ -48,6 +52,13 @@ class DataConfig:
         """
         if self.layout not in LAYOUTS:
             raise UserError(f"data.layout={self.layout} is not known{nearest(self.layout, LAYOUTS)}")
+        if self.order not in ORDERS:
+            raise UserError(f"data.order={self.order} is not known{nearest(self.order, ORDERS)}")
+        if self.order.endswith("fragments") and self.layout == "document":
+            raise UserError(
+                f"data.order={self.order} counts documents in a sequence, and data.layout=document has one in each; "
+                "use data.order=word_length, say, or data.layout=packed"
+            )
         if self.seq_length < 4:
             raise UserError(f"data.seq_length={self.seq_length} is too short; it takes 4 or more, usually 128")
         if not self.tokenizer:

@@ -1,7 +1,8 @@
 """The endless stream of masked sequences a run trains on, and the held-out ones it is validated on.
 
 Order is a keyed bijection of the index, a pure function of (seed, epoch): nothing of the size of the corpus is kept or
-saved. The stream's position is two integers, epoch and offset, and means what was consumed.
+saved. (A curriculum is one that was computed before: ``cramming.data.curriculum``.) The stream's position is two
+integers, epoch and offset, and means what was consumed.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ VALIDATION_SEQUENCES = 10_000  # the first so many of the held-out part, whateve
 _SPLIT_KEY = "heldout"  # the split does not depend on the run's seed: runs of one data set share their held-out part
 
 
+Rows = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Places in an epoch (n,), 0 to train_rows - 1 -> the numbers of the training rows there (n,)."""
+
+
 class Split:
     """Which rows train and which are held out, by row number through a keyed bijection."""
 
@@ -38,6 +43,16 @@ class Split:
         return self._order(indices)
 
 
+def shuffled(split: Split, seed: int) -> Callable[[int], Rows]:
+    """The rows of every epoch in an order of its own, by chance."""
+
+    def of_epoch(epoch: int) -> Rows:
+        order = Permutation(split.train_rows, seed, epoch)
+        return lambda places: split.train(order(places))
+
+    return of_epoch
+
+
 class Stream:
     """Draws masked sequences: ``stream.draw(n) -> Batch`` of n sequences, for ever.
 
@@ -49,6 +64,7 @@ class Stream:
         max_mask_rate: the highest rate ``mask_rate`` will give; fixes the number of prediction slots of a length.
         device: where sequences are masked and batches live.
         lengths: how long sequences are by progress; None: always as long as the rows.
+        order: the rows of every epoch; None: ``shuffled`` by the seed.
 
     Attributes:
         length: tokens in each sequence drawn now. ``begin_step`` sets it, so that all of a step are equally long.
@@ -64,6 +80,7 @@ class Stream:
         max_mask_rate: float,
         device: torch.device,
         lengths: Lengths | None = None,
+        order: Callable[[int], Rows] | None = None,
     ) -> None:
         self.store = store
         self.split = split
@@ -71,6 +88,7 @@ class Stream:
         self.device = device
         self.lengths = lengths or Lengths(store.seq_length)
         self.length = self.lengths(0.0)
+        self._order = order or shuffled(split, seed)
         self._mask_rate = mask_rate
         self._max_mask_rate = max_mask_rate
         tokenizer = store.tokenizer
@@ -96,7 +114,7 @@ class Stream:
         wanted = -(-n // self.lengths.pieces(self.length))
         while wanted:
             taken = min(wanted, self.split.train_rows - self.offset)
-            rows.append(self.split.train(self._order(np.arange(self.offset, self.offset + taken))))
+            rows.append(self._rows(np.arange(self.offset, self.offset + taken)))
             epochs.append(np.full(taken, self.epoch))
             wanted -= taken
             self.offset += taken
@@ -167,7 +185,7 @@ class Stream:
 
     def _seek(self, epoch: int, offset: int) -> None:
         self.epoch, self.offset = epoch, offset
-        self._order = Permutation(self.split.train_rows, self.seed, epoch)
+        self._rows = self._order(epoch)
 
 
 def slots(seq_length: int, mask_rate: float) -> int:
