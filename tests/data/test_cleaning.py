@@ -1,11 +1,7 @@
 """Cleaning as a stage: the order of documents, long ones, limits, kills, and what the manifest says."""
 
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,61 +246,3 @@ def test_interrupted_it_goes_on(tmp_path: Path, corpus: list[str], cursors: bool
     folder = next(tmp_path.glob("clean-*/manifest.json")).parent
     assert all((folder / path.name).stat().st_mtime_ns == before for path, before in made.items())
     assert without_seconds(source.report) == without_seconds(clean(Listed(corpus), tmp_path / "new", **OPTIONS).report)
-
-
-CHILD = """
-import sys
-from pathlib import Path
-import cramming.data
-from cramming.data.cleaning import duplicates, spool
-from cramming.data.cleaning.config import CleanConfig
-from cramming.data.preparation import prepare
-from cramming.data.sources.local import LocalConfig
-spool.BLOCK_CHARACTERS = 3000
-duplicates._BUCKET_RECORDS = 200
-corpus, data_dir, workers = sys.argv[1:]
-options = CleanConfig(min_characters=400, max_tokens_per_character=0.9, duplicates="near")
-config = LocalConfig(path=corpus, vocab_size=300, seq_length=32, clean=options)
-print(prepare(config, Path(data_dir), int(workers)).folder)
-"""
-
-POINTS = [
-    ("clean-part-fsync:3", 0),
-    ("clean-part-rename:5", 2),
-    ("clean-part-written:9", 2),
-    ("clean-spread:4", 0),
-    ("clean-bucket-fsync:2", 0),
-    ("spread-rename:1", 0),
-    ("clean-found-write:2", 0),
-    ("clean-found-rename:3", 0),
-    ("clean-dropped-rename:1", 0),
-    ("clean-dropped-written:1", 2),
-    ("clean-rename:1", 0),
-    ("clean-renamed:1", 0),
-]
-
-
-def run(corpus: Path, data_dir: Path, workers: int, kill_at: str = "") -> tuple[int, str]:
-    command = [sys.executable, "-c", CHILD, str(corpus), str(data_dir), str(workers)]
-    environment = {**os.environ, "CRAMMING_KILL_AT": kill_at}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode, done.stdout.strip()
-
-
-def test_killed_at_every_stage_in_turn(tmp_path: Path, english: str) -> None:
-    """One data_dir; each time a little further, and at the end the bytes of a run that was never killed."""
-    text = tmp_path / "corpus.txt"
-    text.write_text(english + "\n\n" + english[:20000] + "\n\n" + "a b c d. " * 100)
-    _, whole = run(text, tmp_path / "whole", 0)
-    for point, workers in POINTS:
-        status, _ = run(text, tmp_path / "killed", workers, point)
-        assert status == -signal.SIGKILL, f"{point} was never passed"
-    _, folder = run(text, tmp_path / "killed", 2)
-    names = {path.name for path in Path(whole).iterdir()}
-    assert "tokens.bin" in names
-    for name in names - {"manifest.json"}:  # which holds seconds
-        assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes(), name
-    for spooled in (tmp_path / "whole").glob("clean-*/dropped.bin"):
-        assert (tmp_path / "killed" / spooled.parent.name / "dropped.bin").read_bytes() == spooled.read_bytes()
-    assert not list((tmp_path / "killed").glob("*.work"))
