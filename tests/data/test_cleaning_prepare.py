@@ -156,9 +156,9 @@ def test_tokens_are_counted_by_a_tokenizer_of_the_text_itself_or_another(
     assert stage["removed_documents"] == 2  # these, and "short" with its two special tokens
     assert store.manifest["documents"] == whole.manifest["documents"] - 1
     assert stage["removed_bytes"] - len(marks) == pytest.approx(len("short"), abs=2)
-    # With letters for tokens, every document has about as many as characters.
-    with pytest.raises(UserError, match=r"cleaning leaves nothing .*tokens \(max_tokens_per_character=0.5"):
-        prepare(config(corpus, {"max_tokens_per_character": 0.5, "tokenizer": letters}), data_dir, 0)
+    # With letters for tokens, a word of several is one token that is not known.
+    with pytest.raises(UserError, match=r"cleaning leaves nothing .*tokens \(max_tokens_per_character=0.1"):
+        prepare(config(corpus, {"max_tokens_per_character": 0.1, "tokenizer": letters}), data_dir, 0)
     with pytest.raises(UserError, match="does not exist"):
         prepare(config(corpus, {"max_tokens_per_character": 0.5, "tokenizer": "./nowhere"}), data_dir, 0)
 

@@ -79,7 +79,7 @@ def summary(report: dict[str, Any]) -> str:
 def nothing_left(report: dict[str, Any], what: str) -> str:
     """The message when no document is left."""
     removed = ", ".join(
-        f"{entry['stage']} ({' '.join(f'{key}={value}' for key, value in entry['options'].items())}) "
+        f"{entry['stage']} ({' '.join(f'{key}={_written(value)}' for key, value in entry['options'].items())}) "
         f"removed {entry['removed_documents']:,}"
         for entry in report["stages"]
     )
@@ -87,3 +87,8 @@ def nothing_left(report: dict[str, Any], what: str) -> str:
         f"cleaning leaves nothing of the {report['documents']:,} documents of {what}: {removed}; "
         "relax these options of data.clean, or use other text"
     )
+
+
+def _written(value: Any) -> str:
+    """An option's value as it is typed."""
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
