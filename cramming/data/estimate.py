@@ -1,5 +1,6 @@
 """What preparing will give and cost, from a quick look at the beginning."""
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -8,18 +9,19 @@ from pathlib import Path
 from cramming.data.config import DataConfig
 from cramming.data.sources.source import Source
 from cramming.data.tokenizer import Tokenizer
+from cramming.data.tokenizer_kinds import choose
 from cramming.data.tokenizer_training import throwaway
 from cramming.data.tokenizing import BLOCK_CHARACTERS, Encoder
 from cramming.errors import UserError
 from cramming.text import duration, quantity
 
 _GLIMPSED_CHARACTERS = 400_000
-_TRAINING_BYTES_PER_S = 4e6
+_TRAINING_BYTES_PER_S = {"wordpiece": 4e6, "bpe": 2e6, "unigram": 8e5}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expectations; every figure is a rough one."""
+    """Expectations; every figure is a rough one, or infinite where the source cannot say how much it has."""
 
     text_bytes: float
     tokens: float
@@ -29,6 +31,8 @@ class Estimate:
     seconds: float
 
     def __str__(self) -> str:
+        if not math.isfinite(self.tokens):
+            return "nobody knows how much text this is; data.max_documents or data.max_tokens set a limit"
         return (
             f"expecting about {quantity(self.rows, 'sequences')}, {quantity(self.tokens, 'tokens')} from "
             f"{quantity(self.text_bytes, 'B')} of text, {quantity(self.store_bytes, 'B')} on disk "
@@ -42,7 +46,7 @@ class Estimate:
             UserError: it cannot.
         """
         free = shutil.disk_usage(data_dir).free
-        if self.working_bytes > free:
+        if math.isfinite(self.working_bytes) and self.working_bytes > free:
             raise UserError(
                 f"preparing needs about {quantity(self.working_bytes, 'B')} of disk, {data_dir} has "
                 f"{quantity(free, 'B')} free; set data_dir to a larger disk, or data.max_tokens to less"
@@ -62,16 +66,17 @@ def estimate(config: DataConfig, source: Source, tokenizer: Tokenizer | None, wo
     text_bytes = glimpsed_bytes / max(1.0, raw) * max(source.total, raw)
     training_s = 0.0
     if tokenizer is None:
-        tokenizer = throwaway(texts, config.vocab_size)
-        training_s = min(text_bytes, source.sample_bytes) / _TRAINING_BYTES_PER_S
+        kind = config.tokenizer_kind
+        kind = choose(texts, config.normalize)[0] if kind == "auto" else kind
+        tokenizer = throwaway(texts, config.vocab_size, kind, config.normalize)
+        training_s = min(text_bytes, source.sample_bytes) / _TRAINING_BYTES_PER_S[kind]
     encoder = Encoder(tokenizer)
     begun = time.monotonic()
     glimpsed_tokens = sum(len(encoder.encode(text)) for text in texts)
     encode_s = time.monotonic() - begun
     scale = text_bytes / max(1, glimpsed_bytes)
-    documents = scale * len(texts)
     if config.max_documents is not None:
-        scale *= min(1.0, config.max_documents / documents)
+        scale = min(scale, config.max_documents / len(texts))
     glimpsed_tokens += len(texts)  # a [SEP] each
     tokenized = scale * glimpsed_tokens
     if config.max_tokens is not None:

@@ -32,6 +32,8 @@ from cramming.data.packing import Packed, pack
 from cramming.data.sources.source import Accounting, Source
 from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
 from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
+from cramming.data.tokenizer_kinds import choose
+from cramming.data.tokenizer_normalizing import check_normalization
 from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train
 from cramming.data.tokenizing import Part, latest_cursor, part_path, read_part, tokenize
 from cramming.data.workers import default_workers
@@ -41,6 +43,8 @@ from cramming.progress import ProgressSink, Silent
 
 # Raw input below this is done in this process: starting others would take longer.
 _SMALL_BYTES = 1_000_000
+# A larger share of [UNK] than this among the tokens is worth a word: the tokenizer was made for other text.
+_MANY_UNKNOWN = 0.05
 
 
 def prepare(
@@ -111,6 +115,8 @@ class _Preparation:
             return None
         name = "train" if clean.tokenizer == SELF else clean.tokenizer
         config = replace_fields(self._config, tokenizer=name, clean=CleanConfig())
+        if name != "train":  # what is said of the tokenizer of the store is not said of this one
+            config = replace_fields(config, tokenizer_kind="auto", normalize=None)
         other = _Preparation(config, self._data_dir, self._workers, self._progress, raw)
         tokenizer = other._existing_tokenizer()
         if name == "train":
@@ -141,22 +147,25 @@ class _Preparation:
         name = self._config.tokenizer
         facts: tuple[object, ...] = ("hub", name)
         if name == "train":
-            facts = ("wordpiece", TRAINING_VERSION, self._source.fingerprint, self._config.vocab_size)
+            kind = (self._config.tokenizer_kind, self._config.normalize)
+            facts = ("train", TRAINING_VERSION, self._source.fingerprint, self._config.vocab_size, kind)
         return self._data_dir / f"tokenizer-{fingerprint(*facts)}"
 
     def _existing_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, unless it is still to be trained."""
         name = self._config.tokenizer
-        if name != "train" and is_local(name):
-            return Tokenizer.load(Path(name).expanduser())
         folder = self._tokenizer_folder()
-        if (folder / FILE).exists():
-            return Tokenizer.kept(folder)
         if name == "train":
-            return None
-        with locked(folder, self._progress):
-            tokenizer = from_hub(name)
-            tokenizer.save(folder)
+            return Tokenizer.kept(folder) if (folder / FILE).exists() else None
+        if is_local(name):
+            tokenizer = Tokenizer.load(Path(name).expanduser())
+        elif (folder / FILE).exists():
+            tokenizer = Tokenizer.kept(folder)
+        else:
+            with locked(folder, self._progress):
+                tokenizer = from_hub(name)
+                tokenizer.save(folder)
+        check_normalization(tokenizer, name, self._config.normalize)
         return tokenizer
 
     def _trained_tokenizer(self) -> Tokenizer:
@@ -164,9 +173,12 @@ class _Preparation:
         with locked(folder, self._progress):
             if not (folder / FILE).exists():
                 texts = sample(self._source, self._progress)
-                size = self._config.vocab_size
+                size, kind = self._config.vocab_size, self._config.tokenizer_kind
+                if kind == "auto":
+                    kind, reason = choose(texts, self._config.normalize)
+                    self._progress.note(f"data.tokenizer_kind=auto is {kind}: {reason}")
                 self._progress.stage("training a tokenizer", size, "pieces")
-                tokenizer = train(texts, size, self._source.name)
+                tokenizer = train(texts, size, self._source.name, kind, self._config.normalize)
                 self._progress.advance(size)
                 self._progress.done()
                 faults.point("tokenizer-trained")
@@ -203,9 +215,10 @@ class _Preparation:
         if count == 0:
             raise UserError(f"{source.name} holds no text; name a file, folder or glob with some")
         progress.stage("packing", count, "blocks")
+        unknown = _UnknownShare(tokenizer.unk_id)
         parts = _counted((read_part(part_path(work, number), tokenizer.dtype) for number in range(count)), progress)
         packed = pack(
-            parts,
+            unknown.counting(parts),
             tokenizer,
             new,
             seq_length=config.seq_length,
@@ -219,7 +232,13 @@ class _Preparation:
             if packed.tokens == config.max_tokens:
                 raise UserError(f"data.max_tokens={config.max_tokens} is {short}; raise it, or use shorter sequences")
             raise UserError(f"{source.name} holds {packed.tokens} tokens, {short}; use more text, or shorter sequences")
-        manifest = self._manifest(tokenizer, packed) | _account(source, latest_cursor(work, count))
+        if unknown.share > _MANY_UNKNOWN:
+            progress.note(
+                f"{unknown.share:.1%} of the tokens are {tokenizer.token(tokenizer.unk_id or 0)}: text the tokenizer "
+                "cannot spell; data.tokenizer=train data.tokenizer_kind=unigram makes one that spells everything"
+            )
+        manifest = self._manifest(tokenizer, packed) | {"unknown_share": unknown.share}
+        manifest |= _account(source, latest_cursor(work, count))
         if isinstance(source, CleanedSource):
             manifest["cleaning"] = source.report
             if source.report["stopped"] and packed.tokens < (config.max_tokens or 0):
@@ -251,6 +270,12 @@ class _Preparation:
             "max_tokens": config.max_tokens,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_sha256": tokenizer.sha256,
+            "tokenizer": {
+                "trained_here": config.tokenizer == "train",
+                "kind": tokenizer.kind,
+                "asked_kind": config.tokenizer_kind,
+                "normalize": tokenizer.normalization,
+            },
             "tokens_sha256": packed.sha256,
             "versions": {
                 "store": STORE_VERSION,
@@ -270,3 +295,25 @@ def _counted(parts: Iterable[Part], progress: ProgressSink) -> Iterator[Part]:
     for part in parts:
         yield part
         progress.advance(1)
+
+
+class _UnknownShare:
+    """How much of the text its tokenizer had no pieces for."""
+
+    def __init__(self, unk_id: int | None) -> None:
+        self._unk_id = unk_id
+        self._unknown = 0
+        self._all = 0
+
+    def counting(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The parts, counted as they are read."""
+        for part in parts:
+            self._all += len(part.ids)
+            if self._unk_id is not None:
+                self._unknown += int(np.count_nonzero(part.ids == self._unk_id))
+            yield part
+
+    @property
+    def share(self) -> float:
+        """[UNK] of all tokens of the text read."""
+        return self._unknown / max(1, self._all)

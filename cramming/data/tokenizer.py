@@ -5,7 +5,9 @@ import json
 import re
 import socket
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -13,6 +15,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from cramming.data.tokenizer_normalizing import described, for_wordpiece, same_effect
+from cramming.data.tokenizer_words import word_rule
 from cramming.durable import write_atomically
 from cramming.errors import UserError
 
@@ -72,13 +76,28 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     @property
-    def separates_words(self) -> bool:
-        """Whether words between white space are tokenized each by itself, as BERT's tokenizers do."""
-        parts = json.loads(self._json)
-        return all(
-            part is not None and part["type"] == kind
-            for part, kind in ((parts["normalizer"], "BertNormalizer"), (parts["pre_tokenizer"], "BertPreTokenizer"))
-        ) and not any(not token["special"] for token in parts["added_tokens"])
+    def kind(self) -> str:
+        """How it cuts words into pieces: wordpiece, bpe, unigram, or another model's name in lower case."""
+        return str(self._parts["model"]["type"]).lower()
+
+    @property
+    def word_rule(self) -> str | None:
+        """Which words of a text are tokenized each by itself; see ``tokenizer_words``."""
+        return word_rule(self._parts)
+
+    @property
+    def normalization(self) -> list[str]:
+        """What is done to a text first, in the names of ``data.normalize``."""
+        return described(self._parts["normalizer"])
+
+    def normalizes_like(self, other: normalizers.Normalizer) -> bool:
+        """Whether its normalizer does to text what another one does."""
+        return same_effect(self._backend.normalizer, other)
+
+    def normalize(self, text: str) -> str:
+        """A text as it is before it is cut into words."""
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text, without special tokens, in ``dtype``."""
@@ -88,6 +107,22 @@ class Tokenizer:
         """``encode_batch`` as plain lists."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in encoded]
+
+    def encode_normalized(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode_lists`` of texts that ``normalize`` gave."""
+        encoded = self._without_normalizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [one.ids for one in encoded]
+
+    @cached_property
+    def _without_normalizer(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(self._parts | {"normalizer": None}))
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = json.loads(self._json)
+        return parts
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """Token ids of one text; with ``special_tokens``, ``[MASK]`` and the like in it mean the tokens."""
@@ -165,9 +200,7 @@ def _line(error: Exception) -> str:
 def wordpiece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
     """BERT's tokenizer with this vocabulary: cleaned, lower-cased text, split at spaces and punctuation."""
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
-    )
+    backend.normalizer = for_wordpiece(None if lowercase else ())
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocabulary]

@@ -1,32 +1,20 @@
-"""Training a WordPiece tokenizer, the same one every time.
-
-The tokenizers library is not reproducible by itself: ids of ``##`` pieces, and with them every tie, follow the order
-of a randomly seeded hash table (two runs gave up to 2,168 different ids). Handing it the sorted alphabet's pieces as
-leading "special" tokens and rebuilding the model without them removes the only dependence there is.
-"""
+"""From a source of text to a tokenizer: what it is trained on, of which kind, and what it must have when it is done."""
 
 import hashlib
 import heapq
-import itertools
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
-
-from cramming.data.config import SMALLEST_VOCABULARY
-from cramming.data.sources.source import Source
-from cramming.data.tokenizer import Tokenizer, wordpiece
+from cramming.data.config import SMALLEST_BYTE_VOCABULARY, SMALLEST_VOCABULARY
+from cramming.data.sources.source import Piece, Source
+from cramming.data.tokenizer import Tokenizer
+from cramming.data.tokenizer_kinds import trained
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
 
-TRAINING_VERSION = 1  # of the code that decides a vocabulary; part of every fingerprint
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
+TRAINING_VERSION = 2  # of the code that decides a vocabulary; part of every fingerprint
 SAMPLED_TEXT = 1_000_000_000  # characters: the sample is taken from at most so much of the corpus
 
-# Rarer characters than these are left to [UNK]: a few mentions of Chinese must not fill an English vocabulary.
-_COVERAGE = 0.9998
-_ASCII = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
 _SEED = b"tokenizer sample"
 
 
@@ -48,7 +36,7 @@ def _head(source: Source, progress: ProgressSink) -> list[str]:
     texts: list[str] = []
     size = 0
     position = 0.0
-    for piece in source.pieces():
+    for piece in _pieces(source):
         texts.append(piece.text)
         size += _bytes(piece.text)
         progress.advance(piece.position - position)
@@ -64,7 +52,7 @@ def _lowest(source: Source, progress: ProgressSink) -> list[str]:
     size = 0
     read = 0
     position = 0.0
-    for number, piece in enumerate(source.pieces()):
+    for number, piece in enumerate(_pieces(source)):
         read += len(piece.text)
         if read > SAMPLED_TEXT:
             break
@@ -80,18 +68,39 @@ def _lowest(source: Source, progress: ProgressSink) -> list[str]:
     return [text for _, _, _, text in sorted(heap, key=lambda entry: entry[1])]
 
 
+def _pieces(source: Source) -> Iterator[Piece]:
+    """The source's text in the order that suits a sample best, if it has one of its own."""
+    pieces: Any = getattr(source, "sample_pieces", source.pieces)
+    return iter(pieces())
+
+
 def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def train(texts: list[str], vocab_size: int, what: str) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer of exactly ``vocab_size`` pieces from ``texts``; the same wherever it is made.
+def train(
+    texts: list[str], vocab_size: int, what: str, kind: str = "wordpiece", normalize: Sequence[str] | None = None
+) -> Tokenizer:
+    """A tokenizer of exactly ``vocab_size`` pieces from ``texts``; the same wherever it is made.
+
+    Args:
+        texts: what to learn from.
+        vocab_size: special tokens included.
+        what: the text's name, for messages.
+        kind: wordpiece, bpe or unigram.
+        normalize: steps as in ``data.normalize``; ``None`` for those the kind usually has.
 
     Raises:
-        UserError: the text does not support so many pieces.
+        UserError: the text does not support so many pieces, or the kind needs more.
     """
-    backend, size = _train(texts, vocab_size)
-    if size < min(vocab_size, SMALLEST_VOCABULARY):
+    smallest = smallest_vocabulary(kind)
+    if kind != "wordpiece" and vocab_size < smallest:
+        raise UserError(
+            f"data.vocab_size={vocab_size} is too small for data.tokenizer_kind={kind}, which suits {what}; "
+            f"it takes {smallest} or more, usually 8192 or 32768"
+        )
+    backend, size = trained(kind, texts, vocab_size, normalize)
+    if size < min(vocab_size, smallest):
         raise UserError(
             f"{what} supports a vocabulary of {size} pieces only; use more text, "
             "or a ready tokenizer with data.tokenizer=<folder or vocabulary file>"
@@ -104,50 +113,12 @@ def train(texts: list[str], vocab_size: int, what: str) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def throwaway(texts: list[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of at most ``vocab_size`` pieces, for estimates."""
-    return Tokenizer(_train(texts, vocab_size)[0])
+def smallest_vocabulary(kind: str) -> int:
+    """The smallest ``data.vocab_size`` that makes sense for a kind of tokenizer."""
+    return SMALLEST_VOCABULARY if kind == "wordpiece" else SMALLEST_BYTE_VOCABULARY
 
 
-def _train(texts: list[str], vocab_size: int) -> tuple[tokenizers.Tokenizer, int]:
-    normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
-    )
-    characters = alphabet(texts, normalizer, vocab_size)
-    continuing = [f"##{character}" for character in characters if _continues_a_word(character)]
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[*SPECIAL_TOKENS, *continuing],
-        # Characters asked for come before all others, so that exactly these are kept: no ties at the limit.
-        initial_alphabet=characters,
-        limit_alphabet=len(characters),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    return wordpiece(vocabulary, lowercase=True), len(vocabulary)
-
-
-def alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, vocab_size: int) -> list[str]:
-    """The characters that are pieces of their own, sorted: all of ASCII, and the frequent others."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(normalizer.normalize_str(text))
-    for space in [character for character in counts if character.isspace()]:
-        del counts[space]
-    rarest_first = sorted((c for c in counts if c not in _ASCII), key=lambda c: (counts[c], c))
-    shares = itertools.accumulate(counts[c] / counts.total() for c in rarest_first)
-    frequent = [c for c, share in zip(rarest_first, shares, strict=True) if share > 1 - _COVERAGE]
-    kept = frequent[-(vocab_size // 4) :]
-    return sorted({*_ASCII, *kept})
-
-
-def _continues_a_word(character: str) -> bool:
-    """Whether a character can follow another within a word: not punctuation, not a Chinese character."""
-    normalizer = normalizers.BertNormalizer()
-    text = normalizer.normalize_str(f"a{character}a")
-    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)) == 1
+def throwaway(texts: list[str], vocab_size: int, kind: str, normalize: Sequence[str] | None) -> Tokenizer:
+    """A tokenizer of at most ``vocab_size`` pieces, for estimates. BPE stands in for Unigram: it is trained at once."""
+    kind = "bpe" if kind == "unigram" else kind
+    return Tokenizer(trained(kind, texts, max(vocab_size, smallest_vocabulary(kind)), normalize)[0])
