@@ -16,7 +16,7 @@ from cramming.data.fingerprint import file_sha256
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 
-STORE_VERSION = 1  # of the files and of the code that decides their content; part of every fingerprint
+STORE_VERSION = 2  # of the files and of the code that decides their content; part of every fingerprint
 MANIFEST = "manifest.json"
 
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 # A document longer than this is passed on in pieces of at most this many characters.
 PIECE_CHARACTERS = 1 << 18
-# Where a piece may end: what every pre-tokenizer in use separates words at.
-_BREAKS = " \n\t"
+# Where a piece may end: before what every pre-tokenizer in use separates words at.
+_SPACES = " \n\t"
+# In text without spaces: before what follows a word in Chinese, Japanese, Tibetan, Khmer, Burmese or Thai.
+_ENDS_OF_WORDS = "\u3000。、，．！？」』）…་།។၊။ฯ"
 
 
 class Piece(NamedTuple):
@@ -24,14 +26,21 @@ class Piece(NamedTuple):
 
 
 class Source(Protocol):
-    """Text to train on. ``cramming.data.sources`` has one file for each; the config of a source makes it."""
+    """Text to train on. ``cramming.data.sources`` has one file for each; the config of a source makes it.
+
+    One whose order is no good for training a tokenizer on a part of it may also have
+    ``sample_pieces() -> Iterator[Piece]``: its documents in an order that is.
+    """
 
     name: str  # as a person would call it in a message
     fingerprint: str  # of everything that decides the text
-    inputs: list[dict[str, str | int]]  # what it read, for the manifest of the store
     unit: str  # what ``total`` counts; ``B`` for bytes
     shuffled: bool  # any prefix is a fair sample
     sample_bytes: int  # of text, to train a tokenizer on
+
+    @property
+    def inputs(self) -> list[dict[str, str | int]]:
+        """What it read, for the manifest of the store."""
 
     @property
     def total(self) -> float:
@@ -90,10 +99,11 @@ class Assembler:
 
 
 def bounded(text: str) -> Iterator[str]:
-    """Cut a long text into fragments of at most ``PIECE_CHARACTERS``, before white space where there is any.
+    """Cut a long text into fragments of at most ``PIECE_CHARACTERS``, between words wherever possible.
 
-    For tokenizers that separate words at white space (all of BERT's kind) the token ids do not change. Only a run
-    of more than ``PIECE_CHARACTERS`` without a space is cut inside. Where it is cut depends on the text alone.
+    For BERT's kind of tokenizers and byte-level BPE the token ids do not change; Unigram, which marks where a word begins
+    after a space, has one mark more where a text without spaces is cut. Only a run of more than ``PIECE_CHARACTERS``
+    without white space or punctuation is cut inside. Where it is cut depends on the text alone.
     """
     while len(text) > PIECE_CHARACTERS:
         at = cut_point(text)
@@ -104,8 +114,21 @@ def bounded(text: str) -> Iterator[str]:
 
 def cut_point(text: str) -> int:
     """Where a text of more than ``PIECE_CHARACTERS`` is cut first."""
-    at = max(text.rfind(space, 1, PIECE_CHARACTERS) for space in _BREAKS)
-    return at if at > 0 else PIECE_CHARACTERS
+    at = max(text.rfind(space, 1, PIECE_CHARACTERS) for space in _SPACES)
+    if at > 0:
+        # Before all of the white space there is: some tokenizers take a run of it as one word.
+        before = len(text[:at].rstrip())
+        return before or at
+    ends = (_after_a_letter(text, mark) for mark in _ENDS_OF_WORDS)
+    return max(max(ends), 0) or PIECE_CHARACTERS
+
+
+def _after_a_letter(text: str, mark: str) -> int:
+    """Where ``mark`` last follows a letter in what a piece can hold, or -1: signs may be one word together."""
+    at = text.rfind(mark, 1, PIECE_CHARACTERS)
+    while at > 0 and not text[at - 1].isalpha():
+        at = text.rfind(mark, 1, at)
+    return at
 
 
 def documents_to_pieces(documents: Iterator[tuple[str, float]]) -> Iterator[Piece]:
