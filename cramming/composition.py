@@ -51,22 +51,29 @@ def unknown_key(key: str, words: list[str], compose: Callable[[list[str]], DictC
     bare = key.split("@", maxsplit=1)[0]
     if bare == "data.mix":
         return "data.mix belongs to data=mixture: leave data= out, or name a mixture"
-    mixed = "data=mixture" in words and bare.startswith("data.sources.")
+    tree = _chosen(words, compose)
+    mixed = tree is not None and "sources" in tree.data and bare.startswith("data.sources.")
     if not mixed and (new := replacement(bare)) is not None:
         return f"option {bare} belongs to an earlier system; here it is: {new}"
     if bare in GROUPS or bare in _ALSO_GROUPS:
         return f"group {bare} cannot be set like that; give {bare}=<option>, one of those --help lists"
-    chosen = [w for w in words if w.split("=")[0] in (*GROUPS, *_ALSO_GROUPS) and "," not in w.split("[")[0]]
-    chosen += [w for w in words if w.startswith(("+data@data.sources.", "++data.sources."))]
-    try:
-        tree = compose([*chosen, *([] if any(w.startswith("data=") for w in chosen) else ["data=python_docs"])])
-    except HydraException:
+    if tree is None:
         return f"unknown option {bare}"
     keys = dotted_keys(tree)
     same_leaf = [known for known in keys if known.rsplit(".")[-1] == bare.rsplit(".")[-1]]
     if len(same_leaf) == 1:
         return f"unknown option {bare}; did you mean {same_leaf[0]!r}?"
     return f"unknown option {bare}{_short(nearest(bare, [*keys, *GROUPS]))}"
+
+
+def _chosen(words: list[str], compose: Callable[[list[str]], DictConfig]) -> DictConfig | None:
+    """The tree of the groups that were chosen, without single options; None where that does not compose either."""
+    chosen = [w for w in words if w.split("=")[0] in (*GROUPS, *_ALSO_GROUPS) and "," not in w.split("[")[0]]
+    chosen += [w for w in words if w.startswith(("+data@data.sources.", "++data.sources."))]
+    try:
+        return compose([*chosen, *([] if any(w.startswith("data=") for w in chosen) else ["data=python_docs"])])
+    except HydraException:
+        return None
 
 
 def _missing(error: MissingConfigException, text: str, words: list[str]) -> str:

@@ -153,8 +153,32 @@ def test_without_shares_all_of_each_source_one_after_the_other() -> None:
     assert not heard.notes
     sampled = given(list(source.sample_pieces()))
     assert sampled == {"a": text.count("a"), "b": text.count("b")}
-    beginning = "".join(piece.text for _, piece in zip(range(20), source.sample_pieces(), strict=False))
-    assert set(beginning) == {"a", "b"}, "a sample for the tokenizer must not be of the first source alone"
+
+
+@pytest.mark.parametrize("shares", [None, {"a": 0.5, "b": 0.5}])
+def test_any_beginning_of_the_sample_is_of_all_sources_and_all_their_parts(shares: dict[str, float] | None) -> None:
+    """Also of sources whose own beginning is no fair sample, and with no more of them than their limits allow."""
+
+    class Sorted(Documents):
+        shuffled = False
+
+        def pieces(self, after: Any = None) -> Iterator[Piece]:
+            for number, length in enumerate(self.lengths):
+                yield Piece(f"{self.name}{number} " + "x" * length, True, number + 1.0)
+
+    members = [
+        Member(name, Sorted(name, 400), shares[name] if shares else None, limit)
+        for name, limit in (("a", None), ("b", 60))
+    ]
+    heard = Heard()
+    source = Mixture(members, "stop", heard)
+    assert source.shuffled
+    first = [piece.text.split()[0] for _, piece in zip(range(12), source.sample_pieces(), strict=False)]
+    numbers = {letter: [int(word[1:]) for word in first if word[0] == letter] for letter in "ab"}
+    assert min(map(len, numbers.values())) > (2 if shares else 0)
+    assert max(numbers["a"]) > 60, "only of the beginning of a"
+    assert max(numbers["b"]) < 60, "more of b than is read"
+    assert not heard.notes, "the end of a sample is no end of the mixture"
 
 
 def test_limits_of_single_sources() -> None:

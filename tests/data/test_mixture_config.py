@@ -104,6 +104,20 @@ def test_what_makes_another_run() -> None:
     assert [key for key, *_ in differences(here, other)] == ["data.mix.python_docs", "data.mix.wiki"]
 
 
+@pytest.mark.parametrize("option", ["bookcorpus_wikipedia", "bcwk", "bookcorpus-wikitext"])
+def test_bookcorpus_and_wikipedia(option: str) -> None:
+    data = mixture(f"data={option}", "data.sources.wikipedia.max_documents=5")
+    assert (data.shares, data.name) == (None, "bookcorpus_wikipedia")
+    members = data.members()
+    assert [(name, member.kind) for name, member in members.items()] == [("bookcorpus", "hub"), ("wikipedia", "hub")]
+    assert members["wikipedia"].max_documents == 5
+    shared = mixture(f"data={option}", "data.mix={bookcorpus: 0.3, wikipedia: 0.7}")
+    assert shared.shares == {"bookcorpus": 0.3, "wikipedia": 0.7}
+    inside = mixture(f"data.mix={{{option}: 0.5, python_docs: 0.5}}").members()[option]
+    assert isinstance(inside, MixtureConfig)
+    assert list(inside.members()) == ["bookcorpus", "wikipedia"]
+
+
 REFUSED = {
     "data.mix names 'wiki', which is neither configured nor an option of data (": [MIX],
     "configure it: +data@data.sources.wiki=local data.sources.wiki.path=": [MIX],
@@ -125,6 +139,10 @@ REFUSED = {
         MIX,
         "+data@data.sources.wiki=local",
         "data.sources.wiki.pathh=3",
+    ],
+    "unknown option data.sources.wikipedia.datset; did you mean 'data.sources.wikipedia.dataset'?": [
+        "data=bcwk",
+        "data.sources.wikipedia.datset=x",
     ],
     "unknown option data.sources.wiki.pth; did you mean 'path'?": [MIX, "data.sources.wiki={kind: local, pth: x}"],
     "data has no 'locl'; did you mean 'local'?": [MIX, "data.sources.wiki={kind: locl, path: x}"],

@@ -48,7 +48,9 @@ class MixtureConfig(DataConfig):
         Raises:
             UserError: a source that is none.
         """
-        named = self.mix if isinstance(self.mix, list | dict) and self.mix else self.sources
+        if self.mix is None and self.sources:
+            self.mix = [str(name) for name in self.sources]  # written down: the order is part of what is asked for
+        named = self.mix if isinstance(self.mix, list | dict) else []
         self.sources = {
             name: _own_options(name, self.sources[name]) for name in map(str, named) if name in self.sources
         }
@@ -86,7 +88,7 @@ class MixtureConfig(DataConfig):
     def _names(self) -> list[str]:
         """The sources in the order of the mix."""
         if self.mix is None:
-            return list(self.sources)
+            return []
         names = [str(name) for name in self.mix] if isinstance(self.mix, list | dict) else []
         if not names or len(set(names)) < len(names):
             raise UserError(

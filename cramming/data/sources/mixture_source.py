@@ -7,19 +7,20 @@ behind by more than its share of what the longest documents of the others hold t
 source, one after the other.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cramming.data.fingerprint import fingerprint
 from cramming.data.sources.source import Piece, Source
+from cramming.data.tokenizer_training import sample
 from cramming.errors import UserError
-from cramming.progress import ProgressSink
+from cramming.progress import ProgressSink, Silent
 
 STOP, REPEAT = EXHAUSTED = ("stop", "repeat")
 _REST = "rest"  # what is used up drops out, the others go on
 _MEASURED_CHARACTERS = 400_000
-Opener = Callable[[Source, Any], Iterator[Piece]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,27 @@ class Member:
     source: Source
     share: float | None  # of the characters; None: all of it
     max_documents: int | None
+
+
+class _First:
+    """The first documents of a source, as a source to sample from."""
+
+    shuffled = False
+
+    def __init__(self, source: Source, max_documents: int | None) -> None:
+        self._source, self._max_documents = source, max_documents
+        self.name, self.unit, self.sample_bytes = source.name, source.unit, source.sample_bytes
+        self.fingerprint, self.inputs, self.total = source.fingerprint, source.inputs, source.total
+        self.glimpse = source.glimpse
+
+    def pieces(self, after: Any = None) -> Iterator[Piece]:
+        """See ``Source.pieces``."""
+        documents = 0
+        for piece in self._source.pieces(after):
+            if documents == self._max_documents:
+                return
+            yield piece
+            documents += piece.last
 
 
 @dataclass
@@ -73,6 +95,7 @@ class Mixture:
     """
 
     unit = "characters"
+    shuffled = True  # of ``sample_pieces``
 
     def __init__(self, members: Sequence[Member], exhausted: str, progress: ProgressSink) -> None:
         self.name = f"data.mix ({', '.join(member.name for member in members)})"
@@ -82,14 +105,15 @@ class Mixture:
         self._progress = progress
         self._said = False
         self._total: float | None = None
-        self.shuffled = self._shares is not None and all(member.source.shuffled for member in members)
         self.sample_bytes = max(member.source.sample_bytes for member in members)
-        self.inputs: list[dict[str, str | int]] = [
-            {"source": member.name, **one} for member in members for one in member.source.inputs
-        ]
         # What sources are called is no part of the text.
         read = [[member.source.fingerprint, member.share, member.max_documents] for member in members]
         self.fingerprint = fingerprint("mixture", 1, self._exhausted, read)
+
+    @property
+    def inputs(self) -> list[dict[str, str | int]]:
+        """What each member read, with the member's name."""
+        return [{"source": member.name, **one} for member in self._members for one in member.source.inputs]
 
     @property
     def total(self) -> float:
@@ -105,20 +129,28 @@ class Mixture:
         Raises:
             UserError: a source that was given a share holds no text.
         """
-        return self._read(self._shares, self._exhausted, lambda source, cursor: source.pieces(cursor), after)
+        return self._read(
+            self._shares, self._exhausted, lambda member, cursor: member.source.pieces(cursor), self._say_end, after
+        )
 
     def sample_pieces(self) -> Iterator[Piece]:
-        """Documents to sample a tokenizer from: the sources side by side, also where they follow one another."""
+        """Samples of the sources, side by side also where the sources follow one another."""
+        samples: dict[str, list[str]] = {}
 
-        def opened(source: Source, cursor: Any) -> Iterator[Piece]:
-            sampler = getattr(source, "sample_pieces", None)
-            return source.pieces() if sampler is None else sampler()
+        def opened(member: Member, cursor: Any) -> Iterator[Piece]:
+            source = member.source
+            if source.shuffled:
+                sampler = getattr(source, "sample_pieces", source.pieces)
+                return iter(sampler())
+            if member.name not in samples:
+                samples[member.name] = sample(_First(source, member.max_documents), Silent())
+            return (Piece(text, True, 0.0) for text in samples[member.name])
 
         if self._shares is not None:
             return self._read(self._shares, self._exhausted, opened)
-        comparable = len({member.source.unit for member in self._members}) == 1
-        sizes = [max(1.0, member.source.total) if comparable else 1.0 for member in self._members]
-        return self._read(sizes, _REST, opened)
+        totals = [member.source.total for member in self._members]
+        comparable = len({member.source.unit for member in self._members}) == 1 and all(map(math.isfinite, totals))
+        return self._read([max(1.0, total) if comparable else 1.0 for total in totals], _REST, opened)
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
         """See ``Source.glimpse``: of each source its share.
@@ -162,9 +194,14 @@ class Mixture:
         ]
 
     def _read(
-        self, shares: Sequence[float] | None, exhausted: str, opened: Opener, after: Any = None
+        self,
+        shares: Sequence[float] | None,
+        exhausted: str,
+        opened: Callable[[Member, Any], Iterator[Piece]],
+        ended: Callable[[int, Sequence[_Standing]], None] | None = None,
+        after: Any = None,
     ) -> Iterator[Piece]:
-        """Documents in turn, behind the cursor ``after``."""
+        """Documents in turn, behind the cursor ``after``; ``ended`` is told which member's end was that of all."""
         standings = [_Standing(*facts) for facts in after] if after else [_Standing() for _ in self._members]
         given = sum(standing.characters for standing in standings)
         readers: dict[int, Iterator[Piece]] = {}
@@ -172,7 +209,7 @@ class Mixture:
             while (turn := _next(standings, shares)) is not None:
                 member, standing = self._members[turn], standings[turn]
                 if turn not in readers:
-                    readers[turn] = opened(member.source, standing.cursor)
+                    readers[turn] = opened(member, standing.cursor)
                     _skip(readers[turn], standing.behind)
                 before = given
                 if standing.of_pass != member.max_documents:
@@ -189,7 +226,8 @@ class Mixture:
                 if exhausted == _REST:
                     standing.used_up = True
                 elif exhausted == STOP or all(one.repeats for one in standings if one is not standing):
-                    self._say_end(turn, standings)
+                    if ended is not None:
+                        ended(turn, standings)
                     return
                 else:
                     standing.begin_again()

@@ -43,6 +43,10 @@ class Source(Protocol):
         """What it read, for the manifest of the store."""
 
     @property
+    def inputs(self) -> list[dict[str, str | int]]:
+        """What it read, for the manifest of the store."""
+
+    @property
     def total(self) -> float:
         """Size of the raw input in ``unit``, for progress and estimates; infinite where nobody knows."""
 
