@@ -43,10 +43,6 @@ class Source(Protocol):
         """What it read, for the manifest of the store."""
 
     @property
-    def inputs(self) -> list[dict[str, str | int]]:
-        """What it read, for the manifest of the store."""
-
-    @property
     def total(self) -> float:
         """Size of the raw input in ``unit``, for progress and estimates; infinite where nobody knows."""
 
@@ -105,9 +101,9 @@ class Assembler:
 def bounded(text: str) -> Iterator[str]:
     """Cut a long text into fragments of at most ``PIECE_CHARACTERS``, between words wherever possible.
 
-    For BERT's kind of tokenizers and byte-level BPE the token ids do not change; Unigram, which marks where a word begins
-    after a space, has one mark more where a text without spaces is cut. Only a run of more than ``PIECE_CHARACTERS``
-    without white space or punctuation is cut inside. Where it is cut depends on the text alone.
+    For BERT's kind of tokenizers and byte-level BPE the token ids do not change; Unigram, which marks where a word
+    begins, has one mark more where a text without spaces is cut. Only a run of more than ``PIECE_CHARACTERS`` without
+    white space or punctuation is cut inside. Where it is cut depends on the text alone.
     """
     while len(text) > PIECE_CHARACTERS:
         at = cut_point(text)
@@ -123,8 +119,8 @@ def cut_point(text: str) -> int:
         # Before all of the white space there is: some tokenizers take a run of it as one word.
         before = len(text[:at].rstrip())
         return before or at
-    ends = (_after_a_letter(text, mark) for mark in _ENDS_OF_WORDS)
-    return max(max(ends), 0) or PIECE_CHARACTERS
+    at = max(_after_a_letter(text, mark) for mark in _ENDS_OF_WORDS)
+    return at if at > 0 else PIECE_CHARACTERS
 
 
 def _after_a_letter(text: str, mark: str) -> int:
