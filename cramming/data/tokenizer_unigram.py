@@ -20,8 +20,8 @@ from tokenizers import models, pre_tokenizers, trainers
 
 _CANDIDATES = 3  # times as many pieces as wanted to begin with
 _KEPT_SHARE = 0.75  # of the pieces in each round (the paper's value is 0.8, SentencePiece's 0.75)
-_ROUNDS = 2  # of expectation maximisation before pieces are pruned
-_DISTINCT_CHARACTERS = 2_000_000  # of all different words; in Japanese that is about as much text
+_LAST_ROUNDS = 3  # of expectation maximisation once no piece is pruned any more
+_DISTINCT_CHARACTERS = 1_500_000  # of all different words; in Japanese that is about as much text
 _LONGEST = 16  # characters of a piece, as SentencePiece has it
 _UNSEEN = 0.5  # the count of pieces that no best segmentation has
 _UNKNOWN = "\0"  # stands for what is no piece; no text has it
@@ -47,14 +47,12 @@ def learn(texts: Iterable[str], size: int, pre_tokenizer: pre_tokenizers.PreToke
     pieces = _candidates(texts, size * _CANDIDATES, pre_tokenizer)
     words = _words(texts, pre_tokenizer)
     scores = _first_scores(words, pieces)
-    while True:
-        for _ in range(_ROUNDS):
-            counts = _counts(words, scores)
-            total = sum(max(count, _UNSEEN) for count in counts.values())
-            scores = {piece: math.log(max(count, _UNSEEN) / total) for piece, count in counts.items()}
-        if len(scores) <= size:
-            return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-        scores = _pruned(scores, counts, max(size, int(_KEPT_SHARE * len(scores))))
+    while len(scores) > size:
+        counts = _counts(words, scores)
+        scores = _pruned(_scores(counts), counts, max(size, int(_KEPT_SHARE * len(scores))))
+    for _ in range(_LAST_ROUNDS):
+        scores = _scores(_counts(words, scores))
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _words(texts: Sequence[str], pre_tokenizer: pre_tokenizers.PreTokenizer) -> _Words:
@@ -89,8 +87,7 @@ def _first_scores(words: _Words, pieces: list[str]) -> dict[str, float]:
                 part = word[start:end]
                 if part in covered:
                     covered[part] += count * (end - start)
-    total = sum(covered.values())
-    return {piece: math.log(max(sum_, _UNSEEN) / total) for piece, sum_ in covered.items()}
+    return _scores(covered)
 
 
 def _counts(words: _Words, scores: dict[str, float]) -> dict[str, int]:
@@ -102,6 +99,13 @@ def _counts(words: _Words, scores: dict[str, float]) -> dict[str, int]:
         for piece in encoded.ids:
             counts[piece] += count
     return dict(zip(pieces, counts[1:], strict=True))
+
+
+def _scores(counts: dict[str, int]) -> dict[str, float]:
+    """Log probabilities from counts."""
+    seen = {piece: max(count, _UNSEEN) for piece, count in counts.items()}
+    total = sum(seen.values())
+    return {piece: math.log(count / total) for piece, count in seen.items()}
 
 
 def _pruned(scores: dict[str, float], counts: dict[str, int], size: int) -> dict[str, float]:
