@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cramming.architectures import CrammedConfig, dense_outputs
 from cramming.architectures.configs import ClassificationHeadConfig
+from cramming.architectures.configs.crammed import HEADS, INITS, NONLINEARITIES, NORMS, POSITIONS
 from cramming.architectures.crammed import Crammed, CrammedClassifier
+from cramming.architectures.layers.activation import ACTIVATIONS
 from cramming.batch import Batch
 
 MakeBatch = Callable[..., Batch]
@@ -37,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untied": {"tie_weights": False, "decoder_bias": True},
     "bare": {"head": "none"},
     "few_feedforwards": {"ffn_layer_frequency": 2},
+    "soft_norms": {"norm_eps": 1.0},
 }
 
 
@@ -122,6 +125,18 @@ def test_every_variant_has_an_output_of_its_own(make: Make, make_batch: MakeBatc
     logits = {name: make(**options)(batch, logits=True) for name, options in VARIANTS.items()}
     for one, other in combinations(VARIANTS, 2):
         assert not torch.allclose(logits[one], logits[other], atol=1e-3), (one, other)
+
+
+def test_every_name_that_is_accepted_is_one_that_exists(make: Make, make_batch: MakeBatch) -> None:
+    """The names live twice, because options must load without torch."""
+    assert set(NONLINEARITIES) == set(ACTIVATIONS)
+    batch, logits = make_batch(), []
+    for key, names in {"nonlin": NONLINEARITIES, "norm": NORMS, "position": POSITIONS, "head": HEADS}.items():
+        logits += [make(**{key: name})(batch, logits=True) for name in names[1:]]  # the first is the default
+    for one, other in combinations(logits, 2):
+        assert not torch.equal(one, other)
+    for name in INITS:
+        make(init=name)
 
 
 H, F_, E, V, L, P = 24, 40, 24, 97, 3, 20  # sizes of SIZES and of the vocabulary and positions of ``make``
