@@ -16,7 +16,10 @@ class ProgressSink(Protocol):
     """Receiver of progress. One stage at a time; ``stage`` ends the stage before it."""
 
     def stage(self, name: str, total: float | None, unit: str) -> None:
-        """Begin a stage of ``total`` units (``None`` or infinite: unknown). ``unit``: a plural noun, or ``B`` for bytes."""
+        """Begin a stage of ``total`` units (``None`` or infinity: unknown).
+
+        ``unit`` is a plural noun, or ``B`` for bytes.
+        """
 
     def advance(self, n: float) -> None:
         """``n`` more units are done."""

@@ -16,7 +16,11 @@ from cramming.errors import UserError
 GROUPS = ("arch", "data", "train/optim", "train/schedule", "method", "rst", "wandb", "experiment")
 FILES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR / group).glob("*.yaml"))]
 BASE = ["data=local", "data.path=x"]
-NEEDS = {"local": ["data.path=x"], "hub": ["data.dataset=a/b"], "mixture": ["data.mix=[python_docs]"]}  # what has no default
+NEEDS = {
+    "local": ["data.path=x"],
+    "hub": ["data.dataset=a/b"],
+    "mixture": ["data.mix=[python_docs]"],
+}  # what has no default
 
 
 def test_every_file_belongs_to_a_group_that_is_tested() -> None:

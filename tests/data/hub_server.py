@@ -15,7 +15,7 @@ import json
 import os
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,6 @@ class Repo:
 
     files: dict[str, bytes]
     gated: bool = False
-    revisions: dict[str, str] = field(default_factory=dict)
 
     @property
     def sha(self) -> str:
@@ -55,6 +54,7 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.commits: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self._cuts: dict[str, list[int]] = {}  # file: bytes still to be sent before a cut, how many cuts
         self._lock = threading.Lock()
@@ -78,6 +78,7 @@ class HubServer:
     def add(self, kind: str, name: str, files: dict[str, bytes], gated: bool = False) -> Repo:
         """A repository of ``datasets`` or ``models``; adding it again is another commit."""
         self.repos[kind, name] = repo = Repo(files, gated)
+        self.commits[repo.sha] = repo
         return repo
 
     def cut(self, file: str, after: int, times: int = 1) -> None:
@@ -144,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         rest = (api[4] or "main") if api else resolve[3] if resolve else ""
         revision, _, inner = rest.partition("/")
-        if revision not in ("main", repo.sha):
+        repo = repo if revision == "main" else self.hub.commits.get(revision)
+        if repo is None:
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif resolve:
             self._file(repo, resolve[4])

@@ -16,7 +16,7 @@ from cramming.data.config import DataConfig
 from cramming.data.fingerprint import fingerprint
 from cramming.data.sources.hub_repository import Repository, Wanted
 from cramming.data.sources.hub_rows import ParquetRows, Rows
-from cramming.data.sources.source import Assembler, Piece, Source, bounded
+from cramming.data.sources.source import Assembler, Piece, Source, bounded, documents_to_pieces
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
 from cramming.registry import register
@@ -25,6 +25,7 @@ SAMPLE_BYTES = 16_000_000
 READING_VERSION = 1  # of the code that turns rows into documents; part of every fingerprint
 _SAMPLE_PLACES = 16
 _GLIMPSE_PLACES = 4
+_COUNTED_FILES = 16  # on the hub; looking into more takes too long
 _SAMPLED_CHARACTERS = 64 * SAMPLE_BYTES  # at most so much is offered to sample from
 _SPLIT = re.compile(r"\w[\w.-]*")
 
@@ -89,11 +90,14 @@ class HubSource:
     @cached_property
     def total(self) -> float:
         """Rows that will be read; infinity where nobody knows."""
+        if self._max_documents is not None:
+            limit = self._max_documents * self._join_rows
+            return float(min(limit, self._repository.known_rows() or limit))
         rows = self._repository.known_rows()
-        if rows is None and isinstance(self._rows, ParquetRows) and self._repository.is_local:
-            rows = self._rows.count()
-        limit = math.inf if self._max_documents is None else self._max_documents * self._join_rows
-        return min(math.inf if rows is None else float(rows), limit)
+        if rows is None and isinstance(self._rows, ParquetRows):
+            with self._repository.explaining():
+                rows = self._rows.count(math.inf if self._repository.is_local else _COUNTED_FILES)
+        return math.inf if rows is None else float(rows)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -116,48 +120,47 @@ class HubSource:
 
     def sample_pieces(self) -> Iterator[Piece]:
         """Documents to train a tokenizer on: the beginnings of several parts of the corpus, then what follows them."""
-        places = self._rows.starts(_SAMPLE_PLACES)
-        # A place ends where the next one in its shard begins.
-        ends = [later[1] if later[0] == here[0] else None for here, later in zip(places, [*places[1:], (-1, 0)])]  # noqa: B905
+        starts = self._starts(_SAMPLE_PLACES)
+        # A place ends where the next one begins, if that is in the same shard.
+        ends = [row or None for _, row in [*starts[1:], (0, 0)]]
+        places = [(shard, row, end) for (shard, row), end in zip(starts, ends, strict=True)]
         share = SAMPLE_BYTES / max(1, len(places))
         offered = read = 0
         while places and offered < _SAMPLED_CHARACTERS:
-            unfinished: list[tuple[tuple[int, int], int | None]] = []
-            for (shard, first), end in zip(places, ends, strict=True):
-                characters = 0
-                begun = first
+            unfinished: list[tuple[int, int, int | None]] = []
+            for shard, first, end in places:
+                characters, row = 0, first
                 for text, row, last in self._documents(shard, first):
                     if end is not None and row > end:
                         break
-                    read += row - begun
-                    begun = row
+                    yield from documents_to_pieces(iter([(text, float(read + row - first))]))
                     characters += len(text)
-                    assembler = Assembler()
-                    for fragment in bounded(text):
-                        yield from assembler.add(fragment, float(read))
-                    yield from assembler.end(float(read))
-                    if characters >= share and not last:
-                        unfinished.append(((shard, row), end))
+                    if characters >= share:
+                        unfinished += [] if last else [(shard, row, end)]
                         break
+                read += row - first
                 offered += characters
-            places, ends = [place for place, _ in unfinished], [end for _, end in unfinished]
-            share *= 2  # a shard that has to be read from its beginning again is at least worth it
+            places = unfinished
+            share *= 2  # some shards have to be read from their beginning again
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
         """See ``Source.glimpse``: where a few parts of the corpus begin, or where it does if it is limited."""
         texts: list[str] = []
         rows = 0
-        places = self._rows.starts(_GLIMPSE_PLACES) if self._max_documents is None else [(0, 0)]
+        places = self._starts(_GLIMPSE_PLACES) if self._max_documents is None else [(0, 0)]
         for shard, first in places:
-            wanted = characters / len(places)
-            row = first
-            for text, row, _ in self._documents(shard, first):
+            wanted, row = characters / len(places), first
+            for text, row, _ in self._documents(shard, first):  # noqa: B007
                 texts.append(text)
                 wanted -= len(text)
                 if wanted <= 0:
                     break
             rows += row - first
         return [text for text in texts if text and not text.isspace()], float(rows)
+
+    def _starts(self, n: int) -> list[tuple[int, int]]:
+        with self._repository.explaining():
+            return self._rows.starts(n)
 
     def _documents(self, shard: int, skip: int) -> Iterator[tuple[str, int, bool]]:
         """Documents of a shard behind its first ``skip`` rows: text, rows of the shard read, whether it is the last.
@@ -167,14 +170,15 @@ class HubSource:
         row = skip
         texts: list[str] = []
         held: tuple[str, int] | None = None  # until it is known whether another follows
-        for text in self._repository.reading(self._rows.read(shard, skip)):
-            if held is not None:
-                yield (*held, False)
-                held = None
-            row += 1
-            texts.append(text or "")
-            if len(texts) == self._join_rows:
-                held, texts = (" ".join(filter(None, texts)), row), []
+        with self._repository.explaining():
+            for text in self._rows.read(shard, skip):
+                if held is not None:
+                    yield (*held, False)
+                    held = None
+                row += 1
+                texts.append(text or "")
+                if len(texts) == self._join_rows:
+                    held, texts = (" ".join(filter(None, texts)), row), []
         if texts:
             held = " ".join(filter(None, texts)), row
         if held is not None:

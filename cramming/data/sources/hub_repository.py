@@ -5,19 +5,17 @@ network, and a later start does not move to newer data. Deleting the file, or th
 """
 
 import json
-import logging
-import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Any
 
 from cramming.data.fingerprint import content_hashes, fingerprint
 from cramming.data.lock import locked
+from cramming.data.sources.hub_connection import connection_errors, line, listen, unreachable
 from cramming.data.sources.hub_rows import ParquetRows, Rows, StreamedRows, check_column, without_torch
 from cramming.durable import write_atomically
 from cramming.errors import UserError
@@ -26,13 +24,7 @@ from cramming.suggest import nearest
 
 MEMORY = "hub.json"
 _ASK_S = 10.0
-_CONNECT_S = 5.0
-# Of ``datasets``, around the hub library's own five attempts within 23 s: a cut is given up after about two minutes.
-_READ_ATTEMPTS = 4
-_READ_WAIT_S = 5
 _OFFLINE = "offline, use data=python_docs, or data=local data.path=<your text>"
-_LIBRARIES = ("datasets", "huggingface_hub")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,9 @@ class Repository:
         self._progress = progress
         self._commit: str | None = None
         self._folder: Path | None = None  # where the files are, if on this disk
-        part: dict[str, str | int] = {"split": wanted.split} | ({"subset": wanted.subset} if wanted.subset else {})
+        part: dict[str, str | int] = {"split": wanted.split}
+        if wanted.subset is not None:
+            part["subset"] = wanted.subset
         given = Path(wanted.dataset).expanduser()
         if given.exists():
             if wanted.revision is not None:
@@ -67,7 +61,7 @@ class Repository:
             self._folder = given
             files = [Path(file) for file in self._files]
             hashes = content_hashes(files, data_dir, progress)
-            self.identity: list[object] = ["files", hashes, [file.suffixes for file in files]]
+            self.identity: list[object] = ["files", hashes, [file.suffixes[-2:] for file in files]]
             self.inputs: list[dict[str, str | int]] = [
                 part | {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
                 for file, sha256 in zip(files, hashes, strict=True)
@@ -75,21 +69,14 @@ class Repository:
             return
         if wanted.dataset.startswith((".", "/", "~")):
             raise UserError(f"{self.name} does not exist; it takes owner/name on the hub, or a folder or file")
-        key = f"{wanted.dataset}@{wanted.revision or 'main'}"
-        if wanted.subset or wanted.split != "train":
-            key += f" {wanted.subset or ''} {wanted.split}"
         if wanted.dataset.count("/") != 1:
             raise self._no_id()
-        known = _remembered(data_dir / MEMORY).get(key)
-        if known is None:
-            known = self._found()
-            with locked(data_dir / MEMORY):  # what other processes learned meanwhile stays
-                everything = _remembered(data_dir / MEMORY) | {key: known}
-                write_atomically(data_dir / MEMORY, json.dumps(everything, indent=1, sort_keys=True).encode())
-        self._commit = known["commit"]
-        self._cached: str | None = known.get("cached")  # what the files in the cache were, if they are the source
-        self.identity = ["hub", wanted.dataset, self._commit, wanted.subset, wanted.split, self._cached]
-        self.inputs = [part | {"dataset": wanted.dataset, "commit": known["commit"]}]
+        self._memory = data_dir / MEMORY
+        self._key = f"{wanted.dataset}@{wanted.revision or 'main'} {wanted.subset or ''} {wanted.split}"
+        self._known = _remembered(self._memory).get(self._key) or self._found()
+        self._commit = self._known["commit"]
+        self.identity = ["hub", wanted.dataset, self._commit, wanted.subset, wanted.split, self._known.get("cached")]
+        self.inputs = [part | {"dataset": wanted.dataset, "commit": self._known["commit"]}]
 
     @property
     def is_local(self) -> bool:
@@ -111,32 +98,33 @@ class Repository:
         files = self._files
         if all(file.endswith(".parquet") for file in files):
             return ParquetRows(files, column, self.name)
-        try:
-            with without_torch():
-                dataset = self._builder.as_streaming_dataset(split=self._wanted.split)
-        except Exception as error:  # any of the library's many reasons
-            raise self._explained(error) from error
+        with self.explaining(), without_torch():
+            dataset = self._builder.as_streaming_dataset(split=self._wanted.split)
         if dataset.features is not None:
             check_column(self.name, column, {key: _kind(value) for key, value in dataset.features.items()})
         return StreamedRows(dataset, column, self.name)
 
-    def reading(self, items: Iterable[Item]) -> Iterator[Item]:
-        """``items`` that are read from the dataset; what goes wrong there is said in one line.
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """What goes wrong inside, where the dataset is read, is said in one line.
 
         Raises:
             UserError: something went wrong.
         """
         try:
-            yield from items
+            yield
         except UserError:
             raise
         except Exception as error:  # any of the libraries' many reasons
             raise self._explained(error) from error
 
-    @cached_property
+    @property
     def _files(self) -> list[str]:
         """Paths or addresses of the split's files, in their order."""
-        found: dict[Any, Any] = self._builder.config.data_files or {}
+        return self._split_of(self._builder)
+
+    def _split_of(self, builder: Any) -> list[str]:
+        found: dict[Any, Any] = builder.config.data_files or {}
         names = [str(name) for name in found]
         if self._wanted.split not in names:
             raise UserError(
@@ -145,48 +133,63 @@ class Repository:
             )
         return [str(file) for file in found[self._wanted.split]]
 
+    def _names_of(self, builder: Any) -> str:
+        """A short name for which files the split has: the hub's cache may have a part of them only."""
+        root = f"hf://datasets/{self._wanted.dataset}@{self._commit}" if self._folder is None else str(self._folder)
+        return fingerprint([file.removeprefix(root) for file in self._split_of(builder)])
+
     @cached_property
     def _builder(self) -> Any:
         """The library's description of the dataset: its files, splits and columns."""
-        if self._folder is None and self._cached is not None:
+        if self._commit is None:
+            return self._loaded()
+        reason = "the hub's cache has it no more" if "cached" in self._known else unreachable()
+        if reason:
             self._folder = self._in_cache()
-            if self._folder is None or self._cache_state() != self._cached:
-                raise UserError(
-                    f"{self.name} is not in the hub's cache any more as it was; fetch it again with: {self._command}; "
-                    f"or delete {MEMORY} in data_dir to start over"
-                )
-        if self._folder is None and (reason := _unreachable()):
-            raise self._offline(reason)
+            if self._folder is None:
+                raise self._offline(reason)
+        where = f"hub's cache, {self._folder}" if self._folder else "hub"
+        self._progress.note(f"reading {self._wanted.dataset} at commit {self._commit[:12]} from the {where}")
+        builder = self._loaded()
+        names = self._names_of(builder)
+        if self._folder is not None and self._known.get("files") != names:
+            raise UserError(
+                f"{self.name} is in the hub's cache with other files than it had; "
+                f"run: {self._command}; or delete {self._memory} to start over with what is there"
+            )
+        with locked(self._memory):  # what other processes learned meanwhile stays
+            everything = _remembered(self._memory) | {self._key: self._known | {"files": names}}
+            write_atomically(self._memory, json.dumps(everything, indent=1, sort_keys=True).encode())
+        return builder
+
+    def _loaded(self) -> Any:
         import datasets
 
-        self._listen()
+        listen(self._progress)
         where = str(self._folder or self._wanted.dataset)
         options: dict[str, Any] = {}
-        if self._folder is not None and self._folder.is_file():
-            where, options = str(self._folder.parent), {"data_files": self._folder.name}
-        elif self._folder is None:
+        if self._folder is None:
             options = {"revision": self._commit}
-            self._progress.note(f"reading {self._wanted.dataset} at commit {str(self._commit)[:12]} from the hub")
-        try:
-            # A cache of its own, or the library falls back silently on whatever version it has kept.
-            with tempfile.TemporaryDirectory() as cache:
-                return datasets.load_dataset_builder(where, self._wanted.subset, cache_dir=cache, **options)
-        except Exception as error:  # any of the library's many reasons
-            raise self._explained(error) from error
+        elif self._folder.is_file():
+            where, options = str(self._folder.parent), {"data_files": self._folder.name}
+        # A cache of its own, or the library falls back silently on whatever version it has kept.
+        with self.explaining(), tempfile.TemporaryDirectory() as cache:
+            return datasets.load_dataset_builder(where, self._wanted.subset, cache_dir=cache, **options)
 
     def _found(self) -> dict[str, str]:
         """What is to be remembered of a dataset that is asked for the first time."""
-        reason = _unreachable()
+        reason = unreachable()
         if not reason:
             try:
                 return {"commit": self._asked()}
             except OSError as error:
-                reason = _line(error)
+                reason = line(error)
         self._folder = self._in_cache()
         if self._folder is None:
             raise self._offline(reason)
-        self._progress.note(f"{reason}: reading {self._wanted.dataset} from the hub's cache, {self._folder}")
-        return {"commit": self._folder.name, "cached": self._cache_state()}
+        folder, names = self._folder, self._names_of(self._loaded())
+        self._folder = None
+        return {"commit": folder.name, "cached": names, "files": names}
 
     def _asked(self) -> str:
         """The commit the hub has under the revision now.
@@ -216,8 +219,8 @@ class Repository:
             ) from error
         except errors.HFValidationError as error:
             raise self._no_id() from error
-        except _connection_errors() as error:
-            raise OSError(_line(error)) from error
+        except connection_errors() as error:
+            raise OSError(line(error)) from error
         assert info.sha is not None, "asked for"
         return info.sha
 
@@ -234,12 +237,6 @@ class Repository:
         except (errors.LocalEntryNotFoundError, errors.HFValidationError):
             return None
         return Path(found)
-
-    def _cache_state(self) -> str:
-        """A short name for which files of the split the cache has: it may have a part of them only."""
-        assert self._folder is not None
-        files = [Path(file) for file in self._files]
-        return fingerprint([[file.relative_to(self._folder).as_posix(), file.stat().st_size] for file in files])
 
     @property
     def _command(self) -> str:
@@ -268,8 +265,6 @@ class Repository:
         """What a person can do about an error of the libraries."""
         import datasets
 
-        if isinstance(error, UserError):
-            return error
         text = str(error)
         if "gated dataset" in text or type(error).__name__ == "GatedRepoError":
             return self._gated()
@@ -283,12 +278,12 @@ class Repository:
         missing = (datasets.exceptions.DataFilesNotFoundError, datasets.exceptions.DefunctDatasetError)
         if isinstance(error, missing) or type(error).__name__ == "EmptyDatasetError":
             return UserError(f"{self.name} has no files that can be read (parquet, jsonl, csv, text); choose another")
-        if self._folder is None and isinstance(error, (ConnectionError, TimeoutError, *_connection_errors())):
+        if self._folder is None and isinstance(error, (ConnectionError, TimeoutError, *connection_errors())):
             return UserError(
-                f"the connection to {self.name} was lost ({_line(error)}); what was finished before is kept: "
+                f"the connection to {self.name} was lost ({line(error)}); what was finished before is kept: "
                 "run the same command again to continue"
             )
-        return UserError(f"{self.name} cannot be read ({_line(error)}); choose another, or another data.revision")
+        return UserError(f"{self.name} cannot be read ({line(error)}); choose another, or another data.revision")
 
     def _no_subset(self) -> UserError:
         import datasets
@@ -301,66 +296,9 @@ class Repository:
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         return UserError(f"{self.name} {said}: {listed}{close}; choose one with data.subset=<name>")
 
-    def _listen(self) -> None:
-        """Bound how long the libraries wait for a connection that was cut, and have them tell it in a line."""
-        import datasets
-
-        datasets.config.STREAMING_READ_MAX_RETRIES = _READ_ATTEMPTS
-        datasets.config.STREAMING_OPEN_MAX_RETRIES = _READ_ATTEMPTS
-        datasets.config.STREAMING_READ_RETRY_INTERVAL = _READ_WAIT_S
-        datasets.config.STREAMING_OPEN_RETRY_INTERVAL = _READ_WAIT_S
-        datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = _READ_WAIT_S
-        datasets.disable_progress_bars()
-        for library in _LIBRARIES:
-            logging.getLogger(library).handlers[:] = [_Notes(self._progress)]
-
-
-class _Notes(logging.Handler):
-    """Warnings of the libraries, as notes of one line. Their errors are raised as well, and said then."""
-
-    def __init__(self, progress: ProgressSink) -> None:
-        super().__init__(logging.WARNING)
-        self._progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See ``logging.Handler``."""
-        if record.levelno < logging.ERROR:
-            self._progress.note(" ".join(record.getMessage().split()))
-
-
-def _unreachable() -> str:
-    """Why the hub cannot be reached, found out within seconds; empty if it may answer."""
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return "HF_HUB_OFFLINE is set"
-    if {"http", "https", "all"} & set(getproxies()):  # then its name means nothing here
-        return ""
-    address = urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=_CONNECT_S).close()
-    except OSError as error:
-        return f"{address.hostname}: {error.strerror or error}"
-    return ""
-
-
-def _connection_errors() -> tuple[type[Exception], ...]:
-    """What a lost connection raises; the library knows its HTTP client's."""
-    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (ConnectionError, TimeoutError, HfHubHTTPError, *CONNECTION_ERRORS_TO_RETRY)
-
 
 def _kind(feature: Any) -> str:
     return str(getattr(feature, "dtype", type(feature).__name__))
-
-
-def _line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    text = str(cause).strip() or type(cause).__name__
-    return text.splitlines()[0][:200]
 
 
 def _remembered(memory: Path) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ is a shard and a row in it, which also outlives a new version of the library.
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import accumulate
 from typing import Any, Protocol
 
 from cramming.errors import UserError
@@ -66,14 +67,15 @@ class ParquetRows:
         places = []
         for shard in range(self.shards):
             with self._open(shard) as file:
-                row = 0
-                for group in range(file.num_row_groups):
-                    places.append((shard, row))
-                    row += file.metadata.row_group(group).num_rows
-        return spread(places, n)
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            begins = [(shard, row) for row in accumulate(sizes[:-1], initial=0)]
+            places += spread(begins, n // self.shards)
+        return places
 
-    def count(self) -> int:
-        """Rows in all files, from their ends."""
+    def count(self, most_files: float) -> int | None:
+        """Rows in all files, from their ends; ``None`` if there are more than ``most_files``."""
+        if self.shards > most_files:
+            return None
         rows = 0
         for shard in range(self.shards):
             with self._open(shard) as file:
