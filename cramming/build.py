@@ -15,8 +15,9 @@ import torch
 from cramming import registry, resolve
 from cramming.batch import Batch
 from cramming.calibration import Target
-from cramming.config import ImplConfig, PretrainConfig
+from cramming.config import ImplConfig, PretrainConfig, TrainConfig
 from cramming.costs import build_costs
+from cramming.data.config import DataConfig
 from cramming.data.curriculum import curriculum
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
@@ -189,7 +190,7 @@ def build_run(
         flops=flops_of(parts, model),
         synchronize=torch.cuda.synchronize if where.type == "cuda" else None,
         progress=progress,
-        calibrate_command=f"python -m cramming.calibrate arch={config.arch.name}",
+        calibrate_command=calibrate_command(parts),
     )
     torch.set_num_threads(resolved.threads)
     clock = Clock(costs, config.budget_s, config.stop_at_s, config.free)
@@ -237,8 +238,23 @@ def target_of(parts: Parts, precision: str) -> Target:
     return Target(parts.architecture(), arch.layers, full, precision, optimizer, tuple(shorter))
 
 
-def probes(parts: Parts, precision: str, lengths: Collection[int]) -> dict[Work, Callable[[], None]]:
-    """Work to measure for a cost table, on a model and an optimizer of its own: as many tokens at every length.
+def calibrate_command(parts: Parts) -> str:
+    """What a person types to measure a table for a run; options of ``arch`` that were changed one by one are theirs."""
+    config = parts.config
+    words = [f"arch={config.arch.name}"]
+    if parts.seq_length != DataConfig.seq_length:
+        words.append(f"data.seq_length={parts.seq_length}")
+    if parts.vocab_size != config.arch.vocab_size:
+        words.append(f"data.vocab_size={parts.vocab_size}")
+    if parts.max_mask_rate != TrainConfig.mask_rate:
+        words.append(f"train.mask_rate={parts.max_mask_rate}")
+    return " ".join(["python -m cramming.calibrate", *words])
+
+
+def probes(
+    parts: Parts, precision: str, lengths: Collection[int], tokens: int | None = None
+) -> dict[Work, Callable[[], None]]:
+    """Work to measure for a cost table, on a model and an optimizer of its own: ``tokens`` in a pass at every length.
 
     But for the precision nothing of ``impl`` has a part in it: if prices depended on ``impl``, it would change results.
     """
@@ -246,7 +262,7 @@ def probes(parts: Parts, precision: str, lengths: Collection[int]) -> dict[Work,
     engine = parts.spare_engine(reference)
     found: dict[Work, Callable[[], None]] = {}
     for length in lengths:
-        sequences = max(1, _REFERENCE_TOKENS[parts.device.type] // length)
+        sequences = max(1, (tokens or _REFERENCE_TOKENS[parts.device.type]) // length)
         batch = parts.synthetic_batch(sequences, length)
         for work in probe_works(parts.config.arch.layers, length, sequences):
             found[work] = engine.probe(work.kind, batch, tuple(range(work.layers)))

@@ -12,16 +12,17 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from cramming.errors import UserError
-from rst.calibration import PROTOCOL, CalibrationError, build_table, measure
+from rst.calibration import PROTOCOL, CalibrationError, Timing, build_table, measure
 from rst.table import Column, CostTable, Provenance, TableError
 from rst.work import Work
 
@@ -29,6 +30,7 @@ DISTRIBUTION = "budget-bert"
 ROUNDS = 25  # enough timings of each probe for prices within a few percent
 ATTEMPTS = 3  # at measuring on a machine that is too busy; each is given twice the time of the one before
 log = logging.getLogger(__name__)
+P = TypeVar("P", bound=Hashable)
 
 # Makes the callables to time at some lengths, by the work each does; called only when something is measured.
 ProbeMaker = Callable[[Collection[int]], Mapping[Work, Callable[[], None]]]
@@ -135,7 +137,7 @@ def calibrate(
         if refresh or not siblings:
             log.info("measuring what this machine takes for %s (about %.0f s)", target.architecture, within_s)
             made = probes([target.length])
-            table = _measured(made, _provenance(target, machine), within_s, synchronize, progress)
+            table = measured(made, _builder(target, machine), within_s, synchronize, progress)
             for outdated in siblings:
                 outdated.unlink()
             table.save(path)
@@ -155,9 +157,9 @@ def calibrate(
         if missing:
             log.info("measuring what sequences of %s tokens take", ", ".join(map(str, missing)))
             made = probes([target.length, *missing])
-            measured = _measured(made, _provenance(target, machine), within_s, synchronize, progress)
+            more = measured(made, _builder(target, machine), within_s, synchronize, progress)
             for sibling in sorted(path.parent.glob(f"{identity}-*.json")):
-                with_lengths(CostTable.load(sibling), measured, target.length, missing).save(sibling)
+                with_lengths(CostTable.load(sibling), more, target.length, missing).save(sibling)
         return CostTable.load(path)
     except CalibrationError as error:
         raise UserError(f"rst=calibrate: {error}") from error
@@ -167,21 +169,25 @@ def calibrate(
         lock.release()
 
 
-def _measured(
-    probes: Mapping[Work, Callable[[], None]],
-    provenance: Provenance,
+def measured(
+    probes: Mapping[P, Callable[[], None]],
+    build: Callable[[Mapping[P, Timing]], CostTable],
     within_s: float,
     synchronize: Callable[[], None] | None,
     progress: Callable[[float], None] | None,
 ) -> CostTable:
-    """A table, measured for longer and longer while the machine is too busy for a sensible one."""
+    """What ``build`` makes of timings, measured for longer and longer while the machine is too busy for a sensible one.
+
+    Raises:
+        CalibrationError, TableError: still none after ``ATTEMPTS``.
+    """
     for attempt in range(ATTEMPTS):
         longer_s = within_s * 2**attempt
         timings = measure(
             probes, rounds=ROUNDS * 2**attempt, within_s=longer_s, synchronize=synchronize, progress=progress
         )
         try:
-            return build_table(timings, provenance)
+            return build(timings)
         except (CalibrationError, TableError) as error:
             if attempt == ATTEMPTS - 1:
                 raise
@@ -189,27 +195,27 @@ def _measured(
     raise AssertionError("every attempt returns or raises")
 
 
-def with_lengths(table: CostTable, measured: CostTable, length: int, missing: Collection[int]) -> CostTable:
+def with_lengths(table: CostTable, more: CostTable, length: int, missing: Collection[int]) -> CostTable:
     """The table with the columns of more lengths, in proportion to the deepest training pass at a length it has.
 
     Args:
         table: prices that stay as they are.
-        measured: a table of the same model with the columns of ``length`` and of ``missing``, of one measurement.
+        more: a table of the same model with the columns of ``length`` and of ``missing``, of one measurement.
         length: what both have.
         missing: what the table has not.
     """
     deepest = Work("forward_backward", 1, length, table.layers)
-    factor = table.seconds(deepest) / measured.seconds(deepest) * table.sequences / measured.sequences
+    factor = table.seconds(deepest) / more.seconds(deepest) * table.sequences / more.sequences
 
-    def joined(columns: Mapping[int, Column], more: Mapping[int, Column]) -> dict[int, Column]:
-        return {**columns, **{n: tuple(factor * seconds for seconds in more[n]) for n in missing}}
+    def joined(columns: Mapping[int, Column], others: Mapping[int, Column]) -> dict[int, Column]:
+        return {**columns, **{n: tuple(factor * seconds for seconds in others[n]) for n in missing}}
 
     words = ", ".join(map(str, sorted(missing)))
     notes = (*table.provenance.notes, f"length {words}: measured against a pass of {length} tokens")
     return replace(
         table,
-        forward=joined(table.forward, measured.forward),
-        forward_backward=joined(table.forward_backward, measured.forward_backward),
+        forward=joined(table.forward, more.forward),
+        forward_backward=joined(table.forward_backward, more.forward_backward),
         provenance=replace(table.provenance, notes=notes),
     )
 
@@ -233,8 +239,8 @@ def _with_update(
     return replace(table, update_s=update_s, provenance=replace(table.provenance, notes=notes))
 
 
-def _provenance(target: Target, machine: Machine) -> Provenance:
-    return Provenance(
+def _builder(target: Target, machine: Machine) -> Callable[[Mapping[Work, Timing]], CostTable]:
+    provenance = Provenance(
         device=machine.device,
         architecture=target.architecture,
         precisions=(target.precision,),
@@ -242,6 +248,7 @@ def _provenance(target: Target, machine: Machine) -> Provenance:
         date=datetime.now(UTC).date().isoformat(),
         source="measured by cramming.calibrate",
     )
+    return lambda timings: build_table(timings, provenance)
 
 
 def _cpu_name() -> str:

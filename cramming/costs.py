@@ -98,7 +98,9 @@ class TableConfig(RstConfig):
         if not differences:
             return table
         found = f"{table.origin} does not match this run: {'; '.join(differences)}"
-        way_out = f"use rst=calibrate, or make a table that matches with `{setting.calibrate_command}`"
+        way_out = self._way_out(setting)
+        if differences == table.differences(table.provenance.architecture, table.layers, (), target.precision):
+            way_out = f"use impl.precision={table.provenance.precisions[-1]}, or rst=calibrate"
         if not self.accept_mismatch:
             raise UserError(f"{found}; {way_out}, or set rst.accept_mismatch=true")
         try:
@@ -109,6 +111,9 @@ class TableConfig(RstConfig):
         log.warning("%s; accepted because rst.accept_mismatch=true", found)
         notes = (*table.provenance.notes, f"accepted for a run that it does not match: {'; '.join(differences)}")
         return replace(table, provenance=replace(table.provenance, notes=notes))
+
+    def _way_out(self, setting: Setting) -> str:
+        return f"use rst=calibrate, or make a table that matches with `{setting.calibrate_command}`"
 
 
 @register("rst", "calibrate")
@@ -145,6 +150,12 @@ class Rtx3090Config(TableConfig):
     def find(self, setting: Setting) -> CostTable:
         """The table that comes with ``rst``."""
         return CostTable.load(RTX3090)
+
+    def _way_out(self, setting: Setting) -> str:
+        return (
+            f"use rst=calibrate, or scale the table to this model with `{setting.calibrate_command} "
+            "relative_to=rtx3090` and take the result with rst=table"
+        )
 
 
 @register("rst", "table")

@@ -58,9 +58,9 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         compile=known.compile if impl.compile == "auto" else impl.compile,
         microbatch_size=known.microbatch_size if impl.microbatch_size == "auto" else impl.microbatch_size,
     )
-    lacking = _lacking(asked.precision, where)
-    if lacking:
-        raise UserError(f"impl.precision={asked.precision}: {lacking}; use {_precision(where)} or auto")
+    missing = lacking(asked.precision, where)
+    if missing:
+        raise UserError(f"impl.precision={asked.precision}: {missing}; use impl.precision={_precision(where)} or auto")
     if stored is not None:
         changed = [f"{k} {v} -> {asdict(asked)[k]}" for k, v in asdict(stored).items() if v != asdict(asked)[k]]
         if changed:
@@ -130,12 +130,12 @@ def available_cores() -> int:
 
 
 def _precision(where: torch.device) -> str:
-    if not _lacking("bfloat16", where):
+    if not lacking("bfloat16", where):
         return "bfloat16"
     return "float16" if where.type == "cuda" else "float32"
 
 
-def _lacking(precision: str, where: torch.device) -> str | None:
+def lacking(precision: str, where: torch.device) -> str | None:
     """Why a device cannot compute in a precision; None if it can."""
     if precision == "bfloat16" and where.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
         return f"{torch.cuda.get_device_name()} does not compute in bfloat16"

@@ -168,7 +168,7 @@ def build_table(timings: Mapping[Work, Timing], provenance: Provenance) -> CostT
         where = f"{kind}, length {length}"
         if layers == 0 or not {0, 1, layers} <= points.keys():
             raise CalibrationError(f"{where}: measured at {list(points)} layers; a table needs 0, 1 and all layers")
-        columns[kind][length], note = _column(points)
+        columns[kind][length], note = column_through(points)
         spread = median(timing.spread for timing in column.values())
         notes.append(
             f"{where}: measured at {', '.join(map(str, points))} layers, timings scatter by {spread:.1%}{note}"
@@ -226,8 +226,12 @@ def _local(times: Sequence[float], values: Sequence[float], i: int) -> float:
     return line_through(around)[0]
 
 
-def _column(points: Mapping[int, float]) -> tuple[Column, str]:
-    """Seconds at some depths -> seconds at every depth from 0 to L, and a note if they had to be straightened."""
+def column_through(points: Mapping[int, float]) -> tuple[Column, str]:
+    """Seconds at some depths -> seconds at every depth from 0 to L, and a note if they had to be straightened.
+
+    Raises:
+        CalibrationError: they do not grow with depth as a line.
+    """
     column: list[float] = []
     for (low, less), (high, more) in pairwise(sorted(points.items())):
         column += [less + (more - less) * (depth - low) / (high - low) for depth in range(low, high)]

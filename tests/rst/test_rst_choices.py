@@ -213,7 +213,7 @@ def test_the_inherited_table_is_refused_for_another_kind_of_run(tmp_path: Path) 
     for words in (
         "16 layers, not 4",
         "float16 and bfloat16, not float32",
-        "`python -m cramming.calibrate arch=bert_small`",
+        "`python -m cramming.calibrate arch=bert_small relative_to=rtx3090`",
         "rst.accept_mismatch=true",
     ):
         assert words in message
