@@ -4,7 +4,8 @@ Shape legend: N rows of the store, M of them to train on, n rows at a time, S po
 
 The order is computed once, in three passes over the store, and kept beside it: a file of M row numbers, mapped into
 memory. Every epoch repeats it. Rows that are alike in what counts come by their numbers. A killed computation goes on
-where it was. It takes about 500 MB of memory, whatever the size of the store.
+where it was. It takes up to 500 MB of memory, whatever the size of the store (pages of the store that were read count
+as mapped, too, until the system wants them back).
 """
 
 import errno

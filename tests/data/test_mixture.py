@@ -373,3 +373,9 @@ def test_concatenated(corpora: Path) -> None:
 def decoded(store: TokenStore) -> str:
     """All of a store, as text."""
     return "".join(store.tokenizer.decode(store.read(np.arange(store.rows))[0][row]) for row in range(store.rows))
+
+
+def test_a_source_that_cannot_be_opened_is_named_by_its_place(tmp_path: Path) -> None:
+    sources = {"far": {"kind": "local", "path": str(tmp_path / "absent.txt")}}
+    with pytest.raises(UserError, match=r"^data\.sources\.far\.path=.*absent\.txt"):
+        prepare(MixtureConfig(mix=["far"], sources=sources), tmp_path / "data", workers=0)

@@ -113,7 +113,7 @@ class MixtureConfig(DataConfig):
             try:
                 member.check()
             except UserError as error:
-                raise _placed(error, name) from error
+                raise _placed(error, name, member.kind) from error
             if type(member).source is DataConfig.source:
                 raise UserError(
                     f"data.sources.{name}: {member.kind} has rows that are ready, no text; it cannot be mixed"
@@ -131,7 +131,7 @@ class MixtureConfig(DataConfig):
             try:
                 source = config.source(data_dir, workers, progress)
             except UserError as error:
-                raise _placed(error, name) from error
+                raise _placed(error, name, config.kind) from error
             opened.append(Member(name, source, shares[name] if shares else None, config.max_documents))
         return Mixture(opened, self.exhausted, progress)
 
@@ -189,7 +189,7 @@ def _member(name: str, own: Mapping[str, Any]) -> DataConfig:
         where = f"data.sources.{name}.{error.full_key}" if error.full_key else f"data.sources.{name}"
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
     except UserError as error:  # of a mixture in the mixture
-        raise _placed(error, name) from error
+        raise _placed(error, name, str(own["kind"])) from error
     assert isinstance(member, DataConfig)
     return member
 
@@ -198,6 +198,7 @@ def _own(member: DataConfig) -> dict[str, Any]:
     return {option: value for option, value in asdict(member).items() if option not in WHOLE}
 
 
-def _placed(error: UserError, name: str) -> UserError:
-    """An error about ``data.<option>`` as one about the member's option."""
-    return UserError(re.sub(r"(?<![\w./])data\.(?=\w)", f"data.sources.{name}.", str(error)))
+def _placed(error: UserError, name: str, kind: str) -> UserError:
+    """An error about ``data.<option>`` as one about the member's option; what it says of other sources stays."""
+    own = "|".join(one.name for one in fields(registry.lookup("data", kind)) if one.name not in WHOLE)
+    return UserError(re.sub(rf"(?<![\w./])data\.(?=(?:{own})\b)", f"data.sources.{name}.", str(error)))
