@@ -17,7 +17,8 @@ from cramming.data.tokenizer_kinds import trained
 from cramming.data.tokenizer_words import APART, SPACED
 from cramming.data.tokenizing import Encoder
 
-TEXTS = ["a b ab aB a.b bab 漢 é ß i̇ abba baab' -- [a] " * 3, "ab ba bb aa " * 20]
+# Runs of white space, too, so that they are tokens: where one is cut must show.
+TEXTS = ["a b ab aB a.b bab 漢 é ß i̇ abba baab' -- [a] " * 3, "ab ba bb aa " * 20, "a  b   a \n\n b\n\n\na \t b" * 9]
 STUDY = ("quotes", "nfd", "lowercase", "strip_accents", "spaces", "ascii")
 CASES = {
     ("wordpiece", None): APART,
