@@ -18,7 +18,7 @@ def unreachable() -> str:
     """Why the hub cannot be reached, found out within seconds; empty if it may answer."""
     from huggingface_hub import constants
 
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     if {"http", "https", "all"} & set(getproxies()):  # then its name means nothing here
         return ""

@@ -283,7 +283,8 @@ class Repository:
                 f"the connection to {self.name} was lost ({line(error)}); what was finished before is kept: "
                 "run the same command again to continue"
             )
-        return UserError(f"{self.name} cannot be read ({line(error)}); choose another, or another data.revision")
+        way_out = "choose another data.revision" if self._folder is None else "write or download its files again"
+        return UserError(f"{self.name} cannot be read ({line(error)}); {way_out}, or another dataset")
 
     def _no_subset(self) -> UserError:
         import datasets
