@@ -71,8 +71,16 @@ def json_of(part: Any) -> Any:
     return json.loads(part.__getstate__())
 
 
-_NAMES = {json.dumps(json_of(step), sort_keys=True): name for name, step in _STEPS.items()}
-_QUOTES = [json_of(Replace("``", '"')), json_of(Replace("''", '"'))]
+def leaves(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer's JSON, without the sequences they are in: saving flattens those."""
+    if normalizer is None:
+        return []
+    if normalizer["type"] != "Sequence":
+        return [normalizer]
+    return [leaf for step in normalizer["normalizers"] for leaf in leaves(step)]
+
+
+_LEAVES = sorted(((name, leaves(json_of(step))) for name, step in _STEPS.items()), key=lambda item: -len(item[1]))
 
 
 def described(normalizer: dict[str, Any] | None) -> list[str]:
@@ -80,32 +88,30 @@ def described(normalizer: dict[str, Any] | None) -> list[str]:
 
     Steps that only say where words end are left out.
     """
+    steps = leaves(normalizer)
     names: list[str] = []
-    for name in _described(normalizer):
-        if name not in names[-1:]:
-            names.append(name)
+    while steps:
+        for name, step in _LEAVES:
+            if steps[: len(step)] == step:
+                names.append(name)
+                del steps[: len(step)]
+                break
+        else:
+            names += _foreign(steps.pop(0))
     return names
 
 
-def _described(part: dict[str, Any] | None) -> Iterator[str]:
-    if part is None:
-        return
-    kind = part["type"]
-    if (name := _NAMES.get(json.dumps(part, sort_keys=True))) is not None:
-        yield name
-    elif kind == "Sequence":
-        for step in part["normalizers"]:
-            yield from _described(step)
-    elif kind == "BertNormalizer":
-        if part["strip_accents"] or (part["strip_accents"] is None and part["lowercase"]):
+def _foreign(step: dict[str, Any]) -> Iterator[str]:
+    """Names for a step that is not written as one of ours is."""
+    kind = step["type"]
+    if kind == "BertNormalizer":
+        if step["strip_accents"] or (step["strip_accents"] is None and step["lowercase"]):
             yield "strip_accents"
-        if part["lowercase"]:
+        if step["lowercase"]:
             yield "lowercase"
     elif kind == "StripAccents":
         yield "strip_accents"
-    elif part in _QUOTES:
-        yield "quotes"
-    elif kind not in ("Strip", "Prepend", "ByteLevel") and part.get("content") not in (" ", "\u2581"):
+    elif kind not in ("Strip", "Prepend", "ByteLevel") and step.get("content") not in (" ", "\u2581"):
         yield kind
 
 

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Metaspace, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
 from cramming.data.config import NORMALIZATIONS
-from cramming.data.tokenizer_normalizing import for_unigram, json_of, normalizer_of
+from cramming.data.tokenizer_normalizing import for_unigram, json_of, leaves, normalizer_of
 
 APART, SPACED = "apart", "spaced"
 
@@ -33,18 +33,10 @@ def marked() -> PreTokenizer:
     return Steps([Metaspace(prepend_scheme="always", split=False), Split(Regex(_MARKED_WORDS), "isolated")])
 
 
-def _leaves(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if normalizer is None:
-        return []
-    if normalizer["type"] != "Sequence":
-        return [normalizer]
-    return [leaf for step in normalizer["normalizers"] for leaf in _leaves(step)]
-
-
 _BYTE_LEVEL, _MARKED = json_of(byte_level()), json_of(marked())
-_ENDS_OF_WORDS = _leaves(json_of(for_unigram([])))
+_ENDS_OF_WORDS = leaves(json_of(for_unigram([])))
 # Steps that treat words between white space each by itself.
-_WORDWISE = _leaves(json_of(normalizer_of(NORMALIZATIONS)))
+_WORDWISE = leaves(json_of(normalizer_of(NORMALIZATIONS)))
 
 
 def word_rule(parts: dict[str, Any]) -> str | None:
@@ -52,7 +44,7 @@ def word_rule(parts: dict[str, Any]) -> str | None:
     if any(not token["special"] for token in parts["added_tokens"]) or parts["model"].get("dropout"):
         return None
     pre = parts["pre_tokenizer"] or {"type": None}
-    steps = _leaves(parts["normalizer"])
+    steps = leaves(parts["normalizer"])
     if pre["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"):
         return APART if all(map(_keeps_words, steps)) else None
     if pre == _MARKED:
