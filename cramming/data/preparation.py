@@ -273,7 +273,6 @@ class _Preparation:
             "tokenizer": {
                 "trained_here": config.tokenizer == "train",
                 "kind": tokenizer.kind,
-                "asked_kind": config.tokenizer_kind,
                 "normalize": tokenizer.normalization,
             },
             "tokens_sha256": packed.sha256,

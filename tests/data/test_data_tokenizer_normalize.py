@@ -95,7 +95,6 @@ def test_a_vocabulary_of_another_normalization_is_refused(tmp_path: Path, englis
     assert prepare(fine, tmp_path / "data", workers=0).manifest["tokenizer"] == {
         "trained_here": False,
         "kind": "wordpiece",
-        "asked_kind": "auto",
         "normalize": ["strip_accents", "lowercase"],
     }
 
