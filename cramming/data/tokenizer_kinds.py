@@ -134,7 +134,7 @@ def _unigram(
     normalizer = for_unigram(NORMALIZED if normalize is None else normalize)
     texts = [normalizer.normalize_str(text) for text in texts]
     room = vocab_size - len(SPECIAL_TOKENS) - len(_BYTES)
-    frequent = set(_frequent(texts, (), _UNIGRAM_COVERAGE)[-(room // 2) :])
+    frequent = set(_frequent(texts, (), _UNIGRAM_COVERAGE)[-(3 * room // 4) :])
     rare = {ord(c): _GAP for text in texts for c in set(text) if c not in frequent and not c.isspace()}
     pre_tokenizer = pre_tokenizers.Sequence([marked(), pre_tokenizers.Split(_GAP, "removed")])
     pieces = learn((text.translate(rare) for text in texts), room, pre_tokenizer)

