@@ -108,18 +108,15 @@ def scaled(
     if made_for:
         raise UserError(f"relative_to={base.name}: {'; '.join(made_for)}: give the base_arch the table was made for")
     target = target_of(parts, precision)
-    kept = Work("update")
     base_tokens, most = _BASE_TOKENS[parts.device.type], _MOST_TOKENS[parts.device.type]
     tokens = round(base_tokens * max(1.0, min(most / base_tokens, _work(base_parts) / _work(parts))))
-    ends = {0, 1, base.table.layers}  # depths between lie on a line
     callables: dict[tuple[str, Work], Callable[[], None]] = {}
     for name, made in (
         ("base", probes(base_parts, precision, [base_parts.seq_length], base_tokens)),
         ("model", probes(parts, precision, target.lengths, tokens)),
     ):
         for work, call in made.items():
-            wanted = base.table.update_s > 0 if work == kept else name == "model" or work.layers in ends
-            if wanted:
+            if work.kind != "update" or base.table.update_s > 0:
                 callables[name, work] = call
     device = f"{this_machine().device} in {precision}"
 
