@@ -33,7 +33,7 @@ from cramming.data.sources.source import Accounting, Source
 from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
 from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
 from cramming.data.tokenizer_kinds import choose
-from cramming.data.tokenizer_normalizing import check_normalization
+from cramming.data.tokenizer_normalizing import check_leaves_text, check_normalization
 from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train
 from cramming.data.tokenizing import Part, latest_cursor, part_path, read_part, tokenize
 from cramming.data.workers import default_workers
@@ -173,6 +173,7 @@ class _Preparation:
         with locked(folder, self._progress):
             if not (folder / FILE).exists():
                 texts = sample(self._source, self._progress)
+                check_leaves_text(texts, self._source.name, self._config.normalize)
                 size, kind = self._config.vocab_size, self._config.tokenizer_kind
                 if kind == "auto":
                     kind, reason = choose(texts, self._config.normalize)

@@ -46,6 +46,8 @@ assert set(_STEPS) == set(NORMALIZATIONS)
 
 # Texts that show what a normalizer does. No Korean: BERT's way to drop accents takes syllables apart, ours does not.
 _PROBES = ("Ab É e\u0301", "\ufb01 \u2460 \uff21", "``x'' \u201cy\u201d", "漢é\u2013z", "が", "ß \u0130")
+_LOOKED_AT = 1_000_000  # characters of a sample
+_LEAST_LEFT = 0.5
 _BLANK = str.maketrans("", "", " \t\n\u2581")  # where words are separated is not what is compared
 
 
@@ -130,7 +132,25 @@ def check_normalization(tokenizer: "Tokenizer", name: str, wanted: Sequence[str]
         does = ",".join(tokenizer.normalization)
         raise UserError(
             f"data.normalize=[{','.join(wanted)}] is not what data.tokenizer={name} does: its vocabulary belongs to "
-            f"[{does}]; leave data.normalize out, or train one with data.tokenizer=train"
+            f"[{does}]; set data.normalize=null, or train one with data.tokenizer=train"
+        )
+
+
+def check_leaves_text(texts: Sequence[str], what: str, names: Sequence[str] | None) -> None:
+    """Refuse steps that are not for this text: those of an English recipe drop all of a Japanese one.
+
+    Raises:
+        UserError: less than half of the text is left.
+    """
+    normalizer = normalizer_of(names or ())
+    each = _LOOKED_AT // max(1, len(texts)) + 1
+    looked_at = [text[:each] for text in texts]
+    before = sum(len(text.translate(_BLANK)) for text in looked_at)
+    left = sum(len(_shown(normalizer, text)) for text in looked_at)
+    if left < _LEAST_LEFT * before:
+        raise UserError(
+            f"data.normalize=[{','.join(names or ())}] leaves {left / before:.0%} of the characters of {what}; "
+            "set data.normalize=null, or leave out the step that is for another language"
         )
 
 

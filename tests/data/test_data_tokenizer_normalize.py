@@ -89,7 +89,7 @@ def test_a_vocabulary_of_another_normalization_is_refused(tmp_path: Path, englis
     message = str(refused.value)
     assert message == (
         f"data.normalize=[nfkc] is not what data.tokenizer={uncased} does: its vocabulary belongs to "
-        "[strip_accents,lowercase]; leave data.normalize out, or train one with data.tokenizer=train"
+        "[strip_accents,lowercase]; set data.normalize=null, or train one with data.tokenizer=train"
     )
     fine = config(tmp_path, english, tokenizer=uncased, normalize=["lowercase", "strip_accents"])
     assert prepare(fine, tmp_path / "data", workers=0).manifest["tokenizer"] == {
@@ -153,3 +153,12 @@ def test_a_large_share_of_unknown_text_is_reported(tmp_path: Path, english: str,
     notes.clear()
     prepare(config(tmp_path, english, tokenizer=uncased), tmp_path / "data", workers=0, progress=Noting())  # type: ignore[arg-type]
     assert not [note for note in notes if "[UNK]" in note]
+
+
+def test_steps_that_drop_the_text_are_refused(tmp_path: Path) -> None:
+    """An English recipe on Japanese text, such as another language's Wikipedia, must not end in an empty corpus."""
+    japanese = config(tmp_path, "日本語の文。AB\n\n" * 300, normalize=STUDY)
+    with pytest.raises(
+        UserError, match=r"strip_accents,spaces,ascii\] leaves 25% of the characters of .*normalize=null"
+    ):
+        prepare(japanese, tmp_path / "data", workers=0)
