@@ -53,7 +53,7 @@ Options people change most (option=value):
   impl.microbatch_size=auto     sequences per pass; never changes the result
   impl.validate_every_h=6       hours of budget between validations        [at the end]
 
-Every option: python pretrain_bert.py --cfg job data=python_docs
+Every option: python pretrain_bert.py --cfg job
 """
 
 

@@ -36,11 +36,6 @@ def explain(error: BaseException, words: list[str], compose: Callable[[list[str]
     if match := re.match(r"Ambiguous value for argument '([^=]+)=([^']+)'", text):
         quoted = f"\"{match[1]}='{match[2]}'\""
         return f"{match[1]}={match[2]}: a comma means several values: add -m to run each, or quote it: {quoted}"
-    if "You must specify 'data'" in text:
-        return (
-            "no corpus is chosen: data=python_docs trains on the documentation strings of the installed packages "
-            "(no download), data=local data.path=... on your own files"
-        )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(line.strip() for line in text.splitlines()[:2])
     return None
@@ -71,7 +66,7 @@ def _chosen(words: list[str], compose: Callable[[list[str]], DictConfig]) -> Dic
     chosen = [w for w in words if w.split("=")[0] in (*GROUPS, *_ALSO_GROUPS) and "," not in w.split("[")[0]]
     chosen += [w for w in words if w.startswith(("+data@data.sources.", "++data.sources."))]
     try:
-        return compose([*chosen, *([] if any(w.startswith("data=") for w in chosen) else ["data=python_docs"])])
+        return compose(chosen)
     except HydraException:
         return None
 

@@ -71,9 +71,14 @@ def test_one_line_that_says_what_is_wrong(word: str, says: str) -> None:
     assert "\n" not in message
 
 
-def test_no_corpus_names_the_alternatives_that_need_no_download() -> None:
-    with pytest.raises(UserError, match=r"data=python_docs .* data=local data\.path"):
-        pretraining(lambda config: None, ["name=a"])
+def test_the_earlier_systems_default_command_is_taken_as_it_was() -> None:
+    """Its encoder on its corpus for 24 hours."""
+    seen: list[PretrainConfig] = []
+    pretraining(seen.append, ["name=x", "budget=24"])
+    assert (seen[0].name, seen[0].arch.name, seen[0].data.name, seen[0].budget_s) == (
+        "x", "crammed", "c4_subset", 24 * 3600
+    )  # fmt: skip
+    assert (seen[0].train.batch_size, seen[0].train.schedule.kind) == (1536, "one_cycle")
 
 
 @pytest.mark.parametrize(

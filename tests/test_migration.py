@@ -35,7 +35,10 @@ def known_keys() -> set[str]:
     """Every option of the tree with the sources, optimizers and schedules there are."""
     cli.load_schemas()
     found: set[str] = set()
-    for overrides in (["data=local"], ["data=python_docs", "train/schedule=linear", "train/optim=sgd"]):
+    for overrides in (
+        ["data=local", "arch=bert_base"],
+        ["data=python_docs", "train/schedule=linear", "train/optim=sgd"],
+    ):
         found |= set(dotted_keys(cli.compose_tree(overrides)))
     return found
 
