@@ -69,6 +69,9 @@ class Engine:
         self._pairs = list(zip(model.parameters(), self._compute.parameters(), strict=True))
         self._versions: list[int] = []
         if compile:
+            # Shapes that change (lengths, sizes of a growing batch) double the variants of a block that there are for
+            # its place and for gradients. Past the limit blocks would run uncompiled, and which, would depend on when.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             for block in self._compute.blocks:
                 block.compile()
 

@@ -309,3 +309,9 @@ def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(monkeypatc
     monkeypatch.setattr(engine.model, "forward", limited(engine.model, 0, "shapes cannot be multiplied (3x4 and 5x6)"))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         engine.backward(batch_of(8), objective)
+
+
+def test_the_compilers_limit_leaves_room_for_the_shapes_of_a_curriculum() -> None:
+    """Its default of 8 variants of a block is what two lengths take; past it blocks would run uncompiled."""
+    engine_of(compile=True)
+    assert torch._dynamo.config.recompile_limit >= 64

@@ -43,7 +43,15 @@ def test_masks_are_those_of_the_processor() -> None:
         assert torch.equal(getattr(on_cpu, field), getattr(on_gpu, field).cpu()), field
 
 
-@pytest.mark.parametrize("options", [(), ("impl.precision=float16",), ("impl.compile=true",), ("impl.compile=false",)])
+GROWING = (
+    "train.lengths=[4,8]", "train.lengths_until=[0.25,0.5]", "train.lengths_mode=unfold",
+    "train.batch_size_initial=2", "train.batch_size_ramp=0.7",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("impl.precision=float16",), ("impl.compile=true",), ("impl.compile=false",), GROWING]
+)
 def test_a_run_learns_and_continues_to_the_last_bit(folder: Path, options: tuple[str, ...]) -> None:
     whole = train(folder, "name=whole", *options)
     summary = json.loads((folder / "outputs" / "whole" / "summary.json").read_text())
