@@ -51,6 +51,11 @@ class Target:
     shorter: tuple[int, ...] = ()
 
     @property
+    def in_short(self) -> str:
+        """For people: the fingerprint says more than they want to read while they wait."""
+        return f"{self.architecture.split()[0]}, {self.layers} layers, {self.length} tokens, {self.precision}"
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Every length that must have prices."""
         return (self.length, *self.shorter)
@@ -135,7 +140,7 @@ def calibrate(
     try:
         siblings = sorted(path.parent.glob(f"{identity}-*.json"))
         if refresh or not siblings:
-            log.info("measuring what this machine takes for %s (about %.0f s)", target.architecture, within_s)
+            log.info("measuring what this machine takes for %s (about %.0f s)", target.in_short, within_s)
             made = probes([target.length])
             table = measured(made, _builder(target, machine), within_s, synchronize, progress)
             for outdated in siblings:
