@@ -51,7 +51,7 @@ class _Block:
 
 
 class Encoder:
-    """Ids of long texts, word by word from memory where the tokenizer allows it: two to four times as fast.
+    """Ids of long texts, word by word from memory where the tokenizer allows it: up to twice as fast.
 
     The reference is ``Tokenizer.encode_batch``, whose result this is.
     """
