@@ -13,7 +13,8 @@ from cramming.calibration import calibrate
 from cramming.cli import compose, run_command
 from cramming.config import ImplConfig, PretrainConfig
 from cramming.costs import CalibrateConfig
-from cramming.data.tokenizer import Tokenizer, from_hub, is_local
+from cramming.data.tokenizer import Tokenizer, is_local
+from cramming.data.tokenizer_hub import from_hub
 from cramming.errors import UserError
 from cramming.progress import share_of
 from rst.table import CostTable, TableError

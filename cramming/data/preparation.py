@@ -31,7 +31,8 @@ from cramming.data.lock import locked
 from cramming.data.packing import Packed, pack
 from cramming.data.sources.source import Accounting, Source
 from cramming.data.store import MANIFEST, STORE_VERSION, TokenStore
-from cramming.data.tokenizer import FILE, Tokenizer, from_hub, is_local
+from cramming.data.tokenizer import FILE, Tokenizer, is_local
+from cramming.data.tokenizer_hub import from_hub
 from cramming.data.tokenizer_kinds import choose
 from cramming.data.tokenizer_normalizing import check_leaves_text, check_normalization
 from cramming.data.tokenizer_training import TRAINING_VERSION, sample, train

@@ -3,13 +3,10 @@
 import hashlib
 import json
 import re
-import socket
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 import tokenizers
@@ -21,7 +18,7 @@ from cramming.durable import write_atomically
 from cramming.errors import UserError
 
 FILE = "tokenizer.json"
-_ALTERNATIVES = "offline, use data.tokenizer=train, or a folder with tokenizer.json, a tokenizer.json or a vocab.txt"
+ALTERNATIVES = "offline, use data.tokenizer=train, or a folder with tokenizer.json, a tokenizer.json or a vocab.txt"
 # The spellings of the special tokens in use, ours first.
 _SPELLINGS = {
     "pad": ("[PAD]", "<pad>"),
@@ -172,20 +169,20 @@ class Tokenizer:
             if not found and len(others := sorted(folder.glob("*vocab.txt"))) == 1:
                 found = others  # as published: bert-base-uncased-vocab.txt
             if not found:
-                raise UserError(f"data.tokenizer={folder} has no tokenizer.json or vocab.txt in it; {_ALTERNATIVES}")
+                raise UserError(f"data.tokenizer={folder} has no tokenizer.json or vocab.txt in it; {ALTERNATIVES}")
             path = found[0]
         if not path.is_file():
-            raise UserError(f"data.tokenizer={folder} does not exist; {_ALTERNATIVES}")
+            raise UserError(f"data.tokenizer={folder} does not exist; {ALTERNATIVES}")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read as text ({error}); {_ALTERNATIVES}") from error
+            raise UserError(f"{path} cannot be read as text ({error}); {ALTERNATIVES}") from error
         if not text.lstrip().startswith("{"):
             return Tokenizer(from_vocabulary(text, path), str(path))
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path} is not a tokenizer.json ({_line(error)}); {_ALTERNATIVES}") from error
+            raise UserError(f"{path} is not a tokenizer.json ({_line(error)}); {ALTERNATIVES}") from error
         return Tokenizer(backend, str(path))
 
 
@@ -220,11 +217,11 @@ def from_vocabulary(text: str, path: Path) -> tokenizers.Tokenizer:
     vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
     if len(vocabulary) < len(lines):
         raise UserError(
-            f"{path} names a token twice: it is not a WordPiece vocabulary (one token a line); {_ALTERNATIVES}"
+            f"{path} names a token twice: it is not a WordPiece vocabulary (one token a line); {ALTERNATIVES}"
         )
     if "[UNK]" not in vocabulary:
         raise UserError(
-            f"{path} has no [UNK] line: it is not a WordPiece vocabulary (one token a line); {_ALTERNATIVES}"
+            f"{path} has no [UNK] line: it is not a WordPiece vocabulary (one token a line); {ALTERNATIVES}"
         )
     cased = any(piece != piece.lower() for piece in vocabulary if not re.fullmatch(r"\[\w+\]", piece))
     return wordpiece(vocabulary, lowercase=not cased)
@@ -233,25 +230,3 @@ def from_vocabulary(text: str, path: Path) -> tokenizers.Tokenizer:
 def is_local(name: str) -> bool:
     """Whether a tokenizer's name means a place on this disk rather than one on the hub."""
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.endswith((".txt", ".json"))
-
-
-def from_hub(name: str) -> Tokenizer:
-    """A tokenizer by its Hugging Face name; only its tokenizer.json is read, no code.
-
-    Raises:
-        UserError: there is none of that name, or the hub cannot be reached.
-    """
-    import huggingface_hub
-
-    try:
-        path = huggingface_hub.hf_hub_download(name, FILE, local_files_only=True)
-    except Exception:  # not fetched before: any of the library's many reasons
-        try:
-            if not getproxies():  # the library tries for half a minute where there is no network
-                socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443)
-            path = huggingface_hub.hf_hub_download(name, FILE)
-        except Exception as error:
-            raise UserError(
-                f"data.tokenizer={name} is not on this disk and cannot be fetched ({_line(error)}); {_ALTERNATIVES}"
-            ) from error
-    return Tokenizer.load(Path(path))
