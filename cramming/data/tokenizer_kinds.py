@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from cramming.data.tokenizer import wordpiece
+from cramming.data.tokenizer_counting import count_words, learn_pairs
 from cramming.data.tokenizer_normalizing import for_unigram, for_wordpiece, normalizer_of
 from cramming.data.tokenizer_unigram import learn
 from cramming.data.tokenizer_words import byte_level, marked
@@ -32,6 +33,7 @@ _LOOKED_AT = 1_000_000  # characters
 _COVERAGE, _UNIGRAM_COVERAGE = 0.9998, 0.9995
 _ASCII = [chr(code) for code in range(33, 127)]
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_PAIRS_CHARACTERS = 3_000_000  # bytes of different words; more than 16 MB of English have
 _GAP = "\0"  # stands where a rare character was; separates and is thrown away
 
 
@@ -114,9 +116,7 @@ def _continues_a_word(character: str) -> bool:
 
 def _bpe(texts: Sequence[str], vocab_size: int, normalize: Sequence[str] | None) -> tuple[tokenizers.Tokenizer, int]:
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.normalizer = normalizer_of(NORMALIZED if normalize is None else normalize)
-    backend.pre_tokenizer = byte_level()
-    backend.decoder = decoders.ByteLevel()
+    normalizer = normalizer_of(NORMALIZED if normalize is None else normalize)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -124,7 +124,10 @@ def _bpe(texts: Sequence[str], vocab_size: int, normalize: Sequence[str] | None)
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    learn_pairs(backend, trainer, count_words(map(normalizer.normalize_str, texts), byte_level(), _PAIRS_CHARACTERS))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = byte_level()
+    backend.decoder = decoders.ByteLevel()
     return backend, backend.get_vocab_size(with_added_tokens=True)
 
 

@@ -8,15 +8,13 @@ pruning what costs least; its expectation counts each word's best segmentation o
 exactly.
 """
 
-import hashlib
-import itertools
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
+
+from cramming.data.tokenizer_counting import AT_A_TIME, Words, count_words, learn_pairs
 
 _CANDIDATES = 3  # times as many pieces as wanted to begin with
 _KEPT_SHARE = 0.75  # of the pieces in each round (the paper's value is 0.8, SentencePiece's 0.75)
@@ -24,15 +22,7 @@ _LAST_ROUNDS = 3  # of expectation maximisation once no piece is pruned any more
 _DISTINCT_CHARACTERS = 1_500_000  # of all different words; in Japanese that is about as much text
 _LONGEST = 16  # characters of a piece, as SentencePiece has it
 _UNSEEN = 0.5  # the count of pieces that no best segmentation has
-_UNKNOWN = "\0"  # stands for what is no piece; no text has it
-
-
-@dataclass(frozen=True)
-class _Words:
-    """Distinct words and how often each occurs, in a fixed order."""
-
-    texts: list[str]
-    counts: list[int]
+_UNKNOWN = "\0"  # stands for what is no piece; no word has it
 
 
 def learn(texts: Iterable[str], size: int, pre_tokenizer: pre_tokenizers.PreTokenizer) -> list[tuple[str, float]]:
@@ -43,10 +33,8 @@ def learn(texts: Iterable[str], size: int, pre_tokenizer: pre_tokenizers.PreToke
         size: how many pieces; more than there are characters.
         pre_tokenizer: says where words begin and end; no piece crosses that.
     """
-    texts = list(texts)
-    pieces = _candidates(texts, size * _CANDIDATES, pre_tokenizer)
-    words = _words(texts, pre_tokenizer)
-    scores = _first_scores(words, pieces)
+    words = count_words(texts, pre_tokenizer, _DISTINCT_CHARACTERS)
+    scores = _first_scores(words, _candidates(words, size * _CANDIDATES))
     while len(scores) > size:
         counts = _counts(words, scores)
         scores = _pruned(_scores(counts), counts, max(size, int(_KEPT_SHARE * len(scores))))
@@ -55,30 +43,18 @@ def learn(texts: Iterable[str], size: int, pre_tokenizer: pre_tokenizers.PreToke
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _words(texts: Sequence[str], pre_tokenizer: pre_tokenizers.PreTokenizer) -> _Words:
-    """The words of texts; where there are too many to go through again and again, all frequent ones and some others."""
-    counted: Counter[str] = Counter()
-    for text in texts:
-        counted.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
-    ordered = sorted(counted.items(), key=lambda item: (-item[1], hashlib.blake2b(item[0].encode()).digest()))
-    reached = itertools.accumulate(len(word) for word, _ in ordered)
-    chosen = [item for item, size in zip(ordered, reached, strict=True) if size <= _DISTINCT_CHARACTERS]
-    return _Words([word for word, _ in chosen], [count for _, count in chosen])
-
-
-def _candidates(texts: Sequence[str], size: int, pre_tokenizer: pre_tokenizers.PreTokenizer) -> list[str]:
-    """All characters, and the pieces a byte pair encoding would have, first merged first."""
+def _candidates(words: Words, size: int) -> list[str]:
+    """All characters, and the pieces a byte pair encoding of words would have, first merged first."""
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=2, max_token_length=_LONGEST, show_progress=False, special_tokens=[]
     )
-    backend.train_from_iterator(texts, trainer)
+    learn_pairs(backend, trainer, words)
     vocabulary: dict[str, int] = backend.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _first_scores(words: _Words, pieces: list[str]) -> dict[str, float]:
+def _first_scores(words: Words, pieces: list[str]) -> dict[str, float]:
     """Log probabilities to begin with: how often a piece occurs anywhere times its length, as SentencePiece has it."""
     covered = dict.fromkeys(pieces, 0)
     for word, count in zip(words.texts, words.counts, strict=True):
@@ -90,14 +66,16 @@ def _first_scores(words: _Words, pieces: list[str]) -> dict[str, float]:
     return _scores(covered)
 
 
-def _counts(words: _Words, scores: dict[str, float]) -> dict[str, int]:
+def _counts(words: Words, scores: dict[str, float]) -> dict[str, int]:
     """How often each piece is part of a word's best segmentation."""
     pieces = list(scores)
     model = tokenizers.Tokenizer(models.Unigram([(_UNKNOWN, 0.0), *scores.items()], unk_id=0))
     counts = [0] * (1 + len(pieces))
-    for encoded, count in zip(model.encode_batch_fast(words.texts), words.counts, strict=True):
-        for piece in encoded.ids:
-            counts[piece] += count
+    for start in range(0, len(words.texts), AT_A_TIME):
+        part = slice(start, start + AT_A_TIME)
+        for encoded, count in zip(model.encode_batch_fast(words.texts[part]), words.counts[part], strict=True):
+            for piece in encoded.ids:
+                counts[piece] += count
     return dict(zip(pieces, counts[1:], strict=True))
 
 

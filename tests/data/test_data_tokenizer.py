@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers.pre_tokenizers import Whitespace
 
 from cramming.data.tokenizer import Tokenizer
+from cramming.data.tokenizer_counting import count_words
 from cramming.data.tokenizer_kinds import choose
 from cramming.data.tokenizer_training import sample, train
 from cramming.data.tokenizing import Encoder
@@ -187,3 +189,18 @@ def test_a_source_may_offer_another_order_to_sample_from() -> None:
 
     backwards = sample(Backwards(500, shuffled=True), Silent())  # type: ignore[arg-type]
     assert [int(text) for text in backwards] == list(range(999, 949, -1))
+
+
+def test_words_to_train_on_are_bounded() -> None:
+    """All frequent words, a fair part of the next, no more characters than asked for; with room for all, all."""
+    text = " ".join([*(f"f{number:02}" for number in range(50)), *(f"r{number:03}" for number in range(600))])
+    texts = [text, " ".join(f"f{number:02}" for number in range(50))]
+    whole = count_words(texts, Whitespace(), 10_000)
+    assert len(whole.texts) == 650
+    assert sum(whole.counts) == 700
+    some = count_words(texts, Whitespace(), 3 * 50 + 4 * 300)
+    rare = [int(word[1:]) for word in some.texts if word.startswith("r")]
+    assert {word for word in some.texts if word.startswith("f")} == {f"f{number:02}" for number in range(50)}
+    assert 230 < len(rare) < 370
+    assert 100 < sum(number < 300 for number in rare) < 200, "from anywhere in the text"
+    assert some == count_words(reversed(texts), Whitespace(), 3 * 50 + 4 * 300)
