@@ -34,6 +34,8 @@ DISTRIBUTIONS = (
     "hydra-core",
     "omegaconf",
     "datasets",
+    "huggingface-hub",
+    "rensa",
     "tokenizers",
     "evaluate",
     "transformers",
