@@ -51,12 +51,21 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_training_commands_of_the_readme_compose() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    commands = re.findall(r"^python pretrain_bert\.py (.+)$", text, flags=re.MULTILINE)
-    assert commands
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_commands_of_a_page_compose(page: str) -> None:
+    text = (REPOSITORY / page).read_text().replace("\\\n", "")
+    commands = re.findall(r"^python (?:pretrain_bert\.py|-m cramming\.data\.prepare) (.+)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 2
     for command in commands:
         cli.compose(shlex.split(command))
+
+
+def test_options_data_md_names_exist() -> None:
+    """Every ``data.x`` and ``train.x`` written with a value."""
+    config = cli.compose(["data=hub", "data.dataset=a/b"])
+    for group, option in re.findall(r"`(data|train)\.(\w+)=", (REPOSITORY / "docs" / "data.md").read_text()):
+        known = vars(getattr(config, group)) | dict.fromkeys(("path", "document", "mix", "exhausted", "sources"))
+        assert option in known, f"{group}.{option}"
 
 
 def test_options_of_the_readme_compose() -> None:
