@@ -76,7 +76,7 @@ def test_options_of_the_readme_compose() -> None:
     assert len(lines) >= 5
     for line in lines:
         words = shlex.split(line)
-        has_data = any(word.startswith("data=") for word in words)
+        has_data = any(word.startswith(("data=", "data.mix=")) for word in words)
         cli.compose(words if has_data else [*words, "data=python_docs"])
 
 
