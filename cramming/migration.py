@@ -81,7 +81,7 @@ CRAMMING: dict[str, str] = {
     "arch.attention": "arch",
     "arch.attention.rotary_embedding": "arch.rotary (false for their true, which did nothing)",
     "arch.attention.qkv_bias": "arch.qkv_bias",
-    "arch.attention.type": "nothing: the fastest form is taken; arch.attend_padding does what their flash attention did",
+    "arch.attention.type": "nothing: the fastest form is taken; arch.attend_padding does as their flash attention",
     "arch.sparse_prediction": "nothing: only predicted positions reach the vocabulary",
     "arch.gradient_checkpointing": _DROPPED,
     "arch.use_bias": "arch.bias",
