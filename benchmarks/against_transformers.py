@@ -6,13 +6,12 @@ Same weights, same batches in the same order, same mathematics: bfloat16 passes 
 AdamW, no dropout, losses compared after the last step. README.md has the protocol and dated results.
 """
 
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ import transformers
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from benchmarks.reporting import asked, keep, spread
 from cramming import optim
 from cramming.architectures import from_reference
 from cramming.batch import Batch
-from cramming.cli import parse, run_command
+from cramming.cli import run_command
 from cramming.engine import Engine
 from cramming.errors import UserError
 from cramming.method import Method
@@ -267,17 +267,12 @@ def measure(options: Options) -> dict[str, Any]:
 
 def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
     """Their seconds over ours, pair by pair: median, quartiles and all of them."""
-    ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return {"median": median, "quartiles": [low, high], "pairs": ratios}
+    return spread([t / o for t, o in zip(theirs, ours, strict=True)])
 
 
 def main() -> None:
     """Parse, measure, print."""
-    usage = f"{__doc__}\nOptions: {' '.join(f'{f.name}={f.default}' for f in fields(Options))}"
-    options, words = parse(sys.argv[1:], Options, usage)
-    if words:
-        raise UserError(f"{words[0]!r} is not key=value")
+    options = asked(Options, __doc__)
     result = measure(options)
     for clock, unit in (("wall", "tokens/s"), ("cpu", "tokens per CPU second")):
         low, high = result[clock]["quartiles"]
@@ -286,8 +281,7 @@ def main() -> None:
         f"ours {result['our_tokens_per_s_median']:.0f}, theirs {result['their_tokens_per_s_median']:.0f} tokens/s; "
         f"first block of ours {result['our_first_block_s']:.1f} s; losses {result['losses_after_last_step']}"
     )
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, options.out)
 
 
 if __name__ == "__main__":

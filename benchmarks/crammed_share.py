@@ -8,13 +8,12 @@ vocabulary at predicted positions), recorded from a step with their shapes and m
 The share is the seconds of the replay over those of the step. README.md has the protocol.
 """
 
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.reporting import asked, keep, spread
 from cramming import optim
 from cramming.architectures import ArchConfig, BertConfig, CrammedConfig
 from cramming.batch import Batch
-from cramming.cli import parse, run_command
+from cramming.cli import run_command
 from cramming.engine import DTYPES, Engine
 from cramming.errors import UserError
 from cramming.method import Method
@@ -214,32 +214,23 @@ def measure(options: Options) -> dict[str, Any]:
     }
     for clock, by_name in shares.items():
         ratios = [ours / theirs for ours, theirs in zip(by_name["crammed"][kept], by_name["bert"][kept], strict=True)]
-        spreads = {f"{name}_share": _spread(values[kept]) for name, values in by_name.items()}
-        result[clock] = {"crammed_over_bert": _spread(ratios), **spreads}
+        spreads = {f"{name}_share": spread(values[kept]) for name, values in by_name.items()}
+        result[clock] = {"crammed_over_bert": spread(ratios), **spreads}
     return result
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": median, "quartiles": [low, high], "pairs": values}
 
 
 def main() -> None:
     """Parse, measure, print."""
-    usage = f"{__doc__}\nOptions: {' '.join(f'{f.name}={f.default}' for f in fields(Options))}"
-    options, words = parse(sys.argv[1:], Options, usage)
-    if words:
-        raise UserError(f"{words[0]!r} is not key=value")
+    options = asked(Options, __doc__)
     result = measure(options)
     for clock in CLOCKS:
         parts = []
-        for name, spread in result[clock].items():
-            low, high = spread["quartiles"]
-            parts.append(f"{name} {spread['median']:.3f} ({low:.3f} to {high:.3f})")
+        for name, found in result[clock].items():
+            low, high = found["quartiles"]
+            parts.append(f"{name} {found['median']:.3f} ({low:.3f} to {high:.3f})")
         print(f"{clock}: {', '.join(parts)}")
     print(f"step_s {result['step_s_median']}, load {result['load_average'][0]:.1f}")
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, options.out)
 
 
 if __name__ == "__main__":

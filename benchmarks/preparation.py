@@ -9,7 +9,6 @@ of processes that is fastest of those given. Both have the same tokenizer and en
 text; the counts of tokens are compared. README.md has the protocol and dated results.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cramming.cli import parse, run_command
+from benchmarks.reporting import asked, keep, spread
+from cramming.cli import run_command
 from cramming.data.preparation import prepare
 from cramming.data.sources.local import LocalConfig
 from cramming.data.tokenizer_training import train
@@ -180,9 +180,8 @@ def measure(options: Options) -> dict[str, Any]:
             raise UserError(f"tokens differ: theirs {their_tokens}, ours {our_tokens}")
     kept = pairs[options.warmup :]
     ratios = [theirs[0] / ours[0] for theirs, ours in kept]
-    low, middle, high = statistics.quantiles(ratios, n=4)
     return {
-        "ratio": {"median": middle, "quartiles": [low, high], "pairs": ratios},
+        "ratio": spread(ratios),
         "our_mb_per_s_median": size / 1e6 / statistics.median(ours[0] for _, ours in kept),
         "their_mb_per_s_median": size / 1e6 / statistics.median(theirs[0] for theirs, _ in kept),
         "our_largest_process_mb": max(ours[2] for _, ours in kept),
@@ -201,10 +200,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 def main() -> None:
     """Parse, measure, print."""
-    usage = f"{__doc__}\nOptions: {' '.join(f.name for f in fields(Options))}"
-    options, words = parse(sys.argv[1:], Options, usage)
-    if words:
-        raise UserError(f"{words[0]!r} is not key=value")
+    options = asked(Options, __doc__)
     if not options.path or options.pairs < 2:
         raise UserError("it takes path=<text file> and pairs of 2 or more")
     result = measure(options)
@@ -217,8 +213,7 @@ def main() -> None:
         f"ours {result['our_mb_per_s_median']:.1f} MB/s, theirs {result['their_mb_per_s_median']:.1f} MB/s; largest "
         f"process ours {result['our_largest_process_mb']:.0f} MB, theirs {result['their_largest_process_mb']:.0f} MB"
     )
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, options.out)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from cramming.data.cleaning.tally import nothing_left, summary, tally
 from cramming.data.config import DataConfig
 from cramming.data.fingerprint import fingerprint
 from cramming.data.lock import locked
-from cramming.data.sources.source import Accounting, Assembler, Piece, Source, bounded
+from cramming.data.sources.source import Accounting, Assembler, Piece, Source, beginning, bounded
 from cramming.data.tokenizer import FILE, Tokenizer
 from cramming.data.tokenizer_training import SAMPLED_TEXT
 from cramming.durable import replace, sync_folder, write_atomically
@@ -137,15 +137,7 @@ class CleanedSource:
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
         """See ``Source.glimpse``: the beginning."""
-        texts: list[str] = []
-        position = 0.0
-        for piece in self.pieces():
-            texts.append(piece.text)
-            position = piece.position
-            characters -= len(piece.text)
-            if characters <= 0:
-                break
-        return texts, position
+        return beginning(self.pieces(), characters)
 
     def _make(self) -> None:
         source, progress = self._source, self._progress

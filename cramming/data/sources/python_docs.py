@@ -20,7 +20,7 @@ from cramming.data.config import DataConfig
 from cramming.data.fingerprint import fingerprint
 from cramming.data.lock import locked
 from cramming.data.sources import prose
-from cramming.data.sources.source import Piece, Source, documents_to_pieces
+from cramming.data.sources.source import Piece, Source, beginning, documents_to_pieces
 from cramming.data.workers import Workers
 from cramming.durable import write_file
 from cramming.errors import UserError
@@ -113,15 +113,7 @@ class PythonDocs:
 
     def glimpse(self, characters: int) -> tuple[list[str], float]:
         """See ``Source.glimpse``: the first documents, which are as good as any."""
-        texts: list[str] = []
-        position = 0.0
-        for piece in self.pieces():
-            texts.append(piece.text)
-            position = piece.position
-            characters -= len(piece.text)
-            if characters <= 0:
-                break
-        return texts, position
+        return beginning(self.pieces(), characters)
 
     def _documents(self) -> Iterator[tuple[str, float]]:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 Documents come as *pieces* of bounded length, so that a document of a terabyte costs no more memory than a tweet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 # A document longer than this is passed on in pieces of at most this many characters.
@@ -138,3 +138,16 @@ def documents_to_pieces(documents: Iterator[tuple[str, float]]) -> Iterator[Piec
         for fragment in bounded(text):
             yield from assembler.add(fragment, position)
         yield from assembler.end(position)
+
+
+def beginning(pieces: Iterable[Piece], characters: int) -> tuple[list[str], float]:
+    """About ``characters`` of text, and the position behind it: ``Source.glimpse`` where the beginning is typical."""
+    texts: list[str] = []
+    position = 0.0
+    for piece in pieces:
+        texts.append(piece.text)
+        position = piece.position
+        characters -= len(piece.text)
+        if characters <= 0:
+            break
+    return texts, position
