@@ -26,6 +26,7 @@ class Batch:
     weights: Tensor  # (B, P) float32: 1 where the slot is predicted, 0 where it is empty
     lengths: Tensor | None  # (B,) int64: tokens before the padding; None where nothing is padded
     normalizer: Tensor  # () float32
+    starts: Tensor | None = None  # (B, S) bool: first tokens of documents that are apart; None: a sequence is one
     index: int = 0  # number of this draw group within its batch
 
     def __len__(self) -> int:
@@ -73,6 +74,6 @@ class Batch:
         return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})  # type: ignore[arg-type]
 
     def _rows(self, rows: slice | Tensor) -> "Batch":
-        per_sequence = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths")
+        per_sequence = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths", "starts")
         taken = {name: getattr(self, name) for name in per_sequence}
         return replace(self, **{k: v if v is None else v[rows] for k, v in taken.items()})  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ class Parts:
         """The model, with weights that depend on nothing but the configuration and the seed."""
         torch.manual_seed(key(self.config.seed, "weights"))
         model = self.config.arch.build(self.vocab_size, self.seq_length)
+        model.gradient_checkpointing = self.config.impl.gradient_checkpointing
         torch.manual_seed(key(self.config.seed, "dropout"))
         return model.train(self.config.arch.drops_out).to(self.device)  # type: ignore[no-any-return]
 
@@ -88,6 +89,7 @@ class Parts:
             device=self.device,
             lengths=self.config.lengths,
             order=None if order == "random" else curriculum(store, split, order, progress_for()),
+            separate_documents=self.config.train.separate_documents,
         )
 
     @property

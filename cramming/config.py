@@ -55,6 +55,7 @@ class TrainConfig:
     mask_rate: float = 0.15  # share of positions predicted
     mask_rate_initial: float | None = None  # moves linearly from here to mask_rate ...
     mask_rate_ramp: float = 1.0  # ... over this share of the budget
+    separate_documents: bool = II("arch.separate_documents")  # in packed rows, no token sees another document's
     clip_norm: float | None = 0.5
     max_skipped_steps: int = 20  # steps in a row that may be skipped for a loss that is not finite
     optim: Any = MISSING
@@ -69,6 +70,7 @@ class ImplConfig:
     microbatch_size: Any = "auto"  # sequences per forward and backward pass
     precision: str = "auto"
     compile: Any = "auto"
+    gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"
     log_every_steps: int = 10
     validate_every_h: float | None = None  # hours of budget; at the end in any case

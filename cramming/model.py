@@ -12,20 +12,23 @@ class Model(nn.Module):
     """A masked language model of L layers, any ascending subset of which may be active.
 
     Every layer is allocated from the start, so that growing or dropping never changes the shape of a checkpoint;
-    parameters of layers that are not active stay out of the graph and keep the gradient None. Attention masks are
-    honoured (``batch.lengths``), and only predicted positions go through the vocabulary projection.
+    parameters of layers that are not active stay out of the graph and keep the gradient None. Padding
+    (``batch.lengths``) and documents to keep apart (``batch.starts``) are honoured, and only predicted positions go through the vocabulary projection.
 
     Attributes:
         blocks: the L layers, compiled one by one if compiling is asked for.
         active_layers: indices of the layers that run, ascending; ``()`` runs none.
         vocab_size: V.
         max_positions: the longest sequence it takes, in tokens.
+        gradient_checkpointing: keep a layer's input only and compute the layer again in backward: less memory, more
+            time, the same gradients (https://arxiv.org/abs/1604.06174).
     """
 
     blocks: nn.ModuleList
     active_layers: tuple[int, ...]
     vocab_size: int
     max_positions: int
+    gradient_checkpointing: bool = False
 
     @property
     def layers(self) -> int:

@@ -18,6 +18,7 @@ from cramming.architectures.layers.embedding import Embeddings
 from cramming.architectures.layers.feedforward import FeedForward
 from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
 from cramming.architectures.layers.norm import make_norm
+from cramming.architectures.layers.rotary import BASE
 from cramming.architectures.layers.unpadding import Layout, Queries
 
 
@@ -60,7 +61,7 @@ class Block(nn.Module):
             config.attention_dropout,
             qkv_bias=config.qkv_bias,
             output_bias=config.bias,
-            rotary=config.rotary,
+            rotary=BASE if config.rotary else None,
         )
         self.attention = Sublayer(config, attention)
         self.feedforward = None

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cramming.architectures.layers.attention import SelfAttention, resolve_form
 from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
@@ -66,8 +67,8 @@ class Encoder(Model):
 
     @property
     def attention(self) -> str:
-        """How attention is computed: ``auto``, ``math`` or ``sdpa``; setting it sets it in every block."""
-        return self._attention[0].form
+        """How attention is computed: ``auto``, ``math`` or ``sdpa``; setting it sets it in every block that attends."""
+        return self._attention[0].form if self._attention else "auto"
 
     @attention.setter
     def attention(self, form: str) -> None:
@@ -81,15 +82,21 @@ class Encoder(Model):
         form = resolve_form(self.attention, device, length or self.max_positions)
         return {"attention": form, "vocabulary": "predicted positions only", "last_layer": "predicted positions only"}
 
-    def layout(self, inputs: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Layout:
-        """Which cells of (B, S) are computed and attended to; padding is told by a mask (B, S) or by lengths (B,)."""
-        return Layout.of(inputs) if self.attend_padding else Layout.of(inputs, mask, lengths)
+    def layout(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> Layout:
+        """Which cells of (B, S) are computed, and which of them together; arguments as of ``Layout.of``."""
+        return Layout.of(inputs, starts=starts) if self.attend_padding else Layout.of(inputs, mask, lengths, starts)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states, zero at padding: -> (B, S, H)."""
-        layout = self.layout(batch.inputs, lengths=batch.lengths)
-        states = layout.pad(self.encode(batch.inputs, layout)[0])
-        if layout.cells is None and batch.lengths is not None:  # padding was computed
+        layout = self.layout(batch.inputs, lengths=batch.lengths, starts=batch.starts)
+        states = layout.scatter(self.encode(batch.inputs, layout)[0])
+        if self.attend_padding and batch.lengths is not None:  # padding was computed
             states = states * (torch.arange(batch.length, device=states.device) < batch.lengths[:, None])[..., None]
         return states
 
@@ -99,8 +106,11 @@ class Encoder(Model):
         """Hidden states of all tokens or of ``queries``, and the word matrix: (B, S) -> (T, H) or (N, H), (V, E)."""
         x, decoder = self.embeddings(inputs, layout, token_types)
         for place, layer in enumerate(self.active_layers, start=1):
-            last = place == len(self.active_layers)
-            x = self.blocks[layer](x, layout, queries if last else None)
+            wanted = queries if place == len(self.active_layers) else None
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.blocks[layer], x, layout, wanted, use_reentrant=False)
+            else:
+                x = self.blocks[layer](x, layout, wanted)
         if queries is not None and not self.active_layers:
             x = queries.select(x)
         return x if self.final_norm is None else self.final_norm(x), decoder
@@ -117,7 +127,7 @@ class MaskedLanguageModel(Encoder):
 
     def forward(self, batch: Batch, logits: bool = False) -> Tensor:
         """Losses at the predicted positions, -> (B, P) float32, zero in empty slots; or logits there, -> (B, P, V)."""
-        layout = self.layout(batch.inputs, lengths=batch.lengths)
+        layout = self.layout(batch.inputs, lengths=batch.lengths, starts=batch.starts)
         # Where sequences differ in length so does the number of slots in use, and shapes vary anyway.
         kept = None if batch.lengths is None or logits else batch.weights.flatten().nonzero().squeeze(1)
         queries = Queries(layout.rows_of(batch.positions), kept)
@@ -141,11 +151,11 @@ class MaskedLanguageModel(Encoder):
         total = 2 * length * _weights(getattr(self.embeddings, "projection", None))
         for place, block in enumerate(self.blocks[:layers], start=1):
             attention = [module for module in block.modules() if isinstance(module, SelfAttention)]
-            hidden = sum(module.hidden for module in attention)
+            seen = sum(module.hidden * module.seen(length) for module in attention)
             keys_and_values = sum(2 * module.hidden * module.hidden for module in attention)
             rows = predicted if place == layers else length
             total += 2 * length * keys_and_values + 2 * rows * (_weights(block) - keys_and_values)
-            total += 4 * rows * length * hidden
+            total += 4 * rows * seen
         head = _weights(self.head)
         if self.head.decoder is None:
             head += self.embeddings.word.weight.numel()  # type: ignore[union-attr,operator]
@@ -157,8 +167,14 @@ class Classifier(Encoder):
 
     head: ClassificationHead
 
-    def layout(self, inputs: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Layout:
-        layout = super().layout(inputs, mask, lengths)
+    def layout(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> Layout:
+        layout = super().layout(inputs, mask, lengths, starts)
         if self.head.pool_padding and layout.mask is not None:  # padding is computed, and attended to by nothing
             return Layout(layout.sequences, layout.length, mask=layout.mask)
         return layout
@@ -168,7 +184,7 @@ class Classifier(Encoder):
     ) -> Tensor:
         """Logits of each sequence: (B, S), (B, S) true where a token is, (B, S) -> (B, C)."""
         layout = self.layout(inputs, mask)
-        states = layout.pad(self.encode(inputs, layout, token_types)[0])
+        states = layout.scatter(self.encode(inputs, layout, token_types)[0])
         logits: Tensor = self.head(states, None if mask is None else mask.bool())
         return logits
 

@@ -72,7 +72,7 @@ def dense_outputs(
     assert isinstance(model, Encoder), type(model)
     layout = model.layout(input_ids, attention_mask)
     x, decoder = model.encode(input_ids, layout, token_type_ids)
-    outputs = {"hidden": layout.pad(x)}
+    outputs = {"hidden": layout.scatter(x)}
     head = model.head
     if isinstance(head, ClassificationHead):
         mask = None if attention_mask is None else attention_mask.bool()
@@ -80,7 +80,7 @@ def dense_outputs(
         if labels is not None:
             outputs["loss"] = head.loss(outputs["logits"], labels)
         return outputs
-    outputs["logits"] = logits = layout.pad(head(x, decoder))
+    outputs["logits"] = logits = layout.scatter(head(x, decoder))
     if labels is not None:
         wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         outputs["loss"] = F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORED_LABEL)

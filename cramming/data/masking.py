@@ -45,6 +45,7 @@ class Masking:
         seed: int,
         rate: float,
         slots: int,
+        offsets: Tensor | None = None,
         starts: Tensor | None = None,
     ) -> Batch:
         """Mask sequences.
@@ -57,8 +58,9 @@ class Masking:
             seed: the mask seed.
             rate: share of a sequence's tokens to predict.
             slots: P, the fixed number of prediction slots; at least ``round(rate x S)``.
-            starts: (B,) int64 where in its row each sequence begins, so that pieces of one row are masked each in
+            offsets: (B,) int64 where in its row each sequence begins, so that pieces of one row are masked each in
                 their own way; None: at the row's beginning.
+            starts: (B, S) bool first tokens of documents that are to be kept apart; None: a sequence is one.
 
         Returns:
             A batch whose empty slots (fewer candidates than slots, or a rate below the slots') have weight 0.
@@ -67,7 +69,7 @@ class Masking:
         position = torch.arange(length, device=tokens.device)
         sequence = mix(mix(epochs + key("mask", seed)) ^ mix(ids))
         # Hashed by the position in the row: a truncated row ranks its tokens as the whole row does.
-        sequence = sequence[:, None] if starts is None else sequence[:, None] + starts[:, None]
+        sequence = sequence[:, None] if offsets is None else sequence[:, None] + offsets[:, None]
         hashes = mix(sequence + position)  # (B, S)
         candidates = ~self.special[tokens]
         if lengths is not None:
@@ -85,4 +87,4 @@ class Masking:
         shown = torch.where(swapped, self.real_ids[random % len(self.real_ids)], shown)
         inputs = tokens.scatter(1, positions, torch.where(predicted, shown, labels))
         weights = predicted.to(torch.float32)
-        return Batch(ids, epochs, inputs, positions, labels, weights, lengths, weights.sum())
+        return Batch(ids, epochs, inputs, positions, labels, weights, lengths, weights.sum(), starts)

@@ -65,6 +65,7 @@ class Stream:
         device: where sequences are masked and batches live.
         lengths: how long sequences are by progress; None: always as long as the rows.
         order: the rows of every epoch; None: ``shuffled`` by the seed.
+        separate_documents: tell the model where documents begin, so that no token sees another document's.
 
     Attributes:
         length: tokens in each sequence drawn now. ``begin_step`` sets it, so that all of a step are equally long.
@@ -81,6 +82,7 @@ class Stream:
         device: torch.device,
         lengths: Lengths | None = None,
         order: Callable[[int], Rows] | None = None,
+        separate_documents: bool = False,
     ) -> None:
         self.store = store
         self.split = split
@@ -89,6 +91,7 @@ class Stream:
         self.lengths = lengths or Lengths(store.seq_length)
         self.length = self.lengths(0.0)
         self._order = order or shuffled(split, seed)
+        self._separate_documents = separate_documents and store.layout == "packed"
         self._mask_rate = mask_rate
         self._max_mask_rate = max_mask_rate
         tokenizer = store.tokenizer
@@ -156,6 +159,10 @@ class Stream:
         def moved(values: NDArray[np.integer]) -> torch.Tensor:
             return torch.from_numpy(values.astype(np.int64)).to(self.device)
 
+        starts = None
+        if self._separate_documents:  # where the token before ends a document
+            ends = tokens[:, :-1] == self.store.tokenizer.sep_id
+            starts = torch.from_numpy(np.pad(ends, ((0, 0), (1, 0)), constant_values=True)).to(self.device)
         return self._masking(
             moved(tokens),
             moved(rows.repeat(pieces)),
@@ -164,7 +171,8 @@ class Stream:
             seed=seed,
             rate=rate,
             slots=slots,
-            starts=None if pieces == 1 else moved(np.tile(np.arange(pieces) * length, len(rows))),
+            offsets=None if pieces == 1 else moved(np.tile(np.arange(pieces) * length, len(rows))),
+            starts=starts,
         )
 
     def heldout(self, batch_size: int, *, mask_rate: float, mask_seed: int, limit: int) -> Iterator[Batch]:

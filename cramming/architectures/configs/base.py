@@ -25,12 +25,15 @@ class ArchConfig:
         UserError: a probability outside [0, 1), or a size below 1.
     """
 
-    FREE: ClassVar[tuple[str, ...]] = ("name", "batch_size", "vocab_size", "init_std", "norm_eps")
+    FREE: ClassVar[tuple[str, ...]] = (
+        "name", "batch_size", "vocab_size", "init_std", "norm_eps", "separate_documents"
+    )  # fmt: skip
 
     kind: str = "???"
     name: str = "???"
     batch_size: int = 64  # sequences in one optimizer step, as published for this size
     vocab_size: int = 8192  # the tokenizer size that suits this architecture; data.vocab_size follows it
+    separate_documents: bool = False  # how this family trains on packed rows; train.separate_documents follows it
     dropout: float = 0.0  # of embeddings and of each sublayer's output, in training mode
     attention_dropout: float = 0.0  # of attention probabilities, in training mode
 

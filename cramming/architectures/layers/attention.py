@@ -1,7 +1,7 @@
 """Multi-head self-attention over tokens, written out or through the fused kernel.
 
-Shape legend: B sequences, S positions, Q queries of a sequence (S, or P predicted), H hidden, A heads, D = H / A,
-T tokens after unpadding.
+Shape legend: B sequences apart from one another, S positions, Q queries of a sequence (S, or P predicted), H hidden,
+A heads, D = H / A, T tokens after unpadding, N slots in use of the wanted queries.
 """
 
 import math
@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cramming.architectures.layers.alibi import alibi, slopes
+from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import rotate
-from cramming.architectures.layers.unpadding import Layout, Queries
+from cramming.architectures.layers.unpadding import Groups, Layout, Queries
 
 FORMS = ("auto", "math", "sdpa")
 # On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches; beyond
@@ -32,27 +34,38 @@ def resolve_form(form: str, device: torch.device, length: int) -> str:
     return "math" if device.type == "cpu" and length <= CPU_MATH_UP_TO else "sdpa"
 
 
-def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v as written: (B, A, Q, D), 2 x (B, A, S, D), (B, S) -> (B, A, Q, D)."""
+def math_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v as written: (B, A, Q, D), 2 x (B, A, S, D), to (B, A, Q, S) -> (B, A, Q, D).
+
+    The bias is added, masks too: the sum needs no pass in backward, and a masked key's probability is exactly zero.
+    """
     scores = (q * (1.0 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)
-    if mask is not None:
-        # Added, not filled in: the sum needs no pass in backward. A masked key's probability is exactly zero.
-        blocked = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, torch.finfo(q.dtype).min)
-        scores = scores + blocked[:, None, None, :]
+    if bias is not None:
+        scores = scores + bias
     probabilities = F.softmax(scores, dim=-1)
     if dropout:
         probabilities = F.dropout(probabilities, dropout)
     return probabilities @ v
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """The same through ``scaled_dot_product_attention``."""
-    attended = None if mask is None else mask[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with one fused projection for queries, keys and values (in this order along its outputs)."""
+    """Self-attention with one fused projection for queries, keys and values (in this order along its outputs).
+
+    Args:
+        hidden: H.
+        heads: A.
+        dropout: of attention probabilities, in training mode.
+        qkv_bias: a bias in the projection to queries, keys and values.
+        output_bias: a bias in the projection of what was attended to.
+        rotary: queries and keys are turned by their positions with this base; None: they are not.
+        window: a token sees the keys at most so many positions away; None: all.
+        alibi: the further a key, the lower its score (``layers/alibi.py``).
+    """
 
     def __init__(
         self,
@@ -62,38 +75,94 @@ class SelfAttention(nn.Module):
         *,
         qkv_bias: bool = True,
         output_bias: bool = True,
-        rotary: bool = False,
+        rotary: float | None = None,
+        window: int | None = None,
+        alibi: bool = False,
     ) -> None:
         super().__init__()
-        self.hidden, self.heads, self.dropout, self.rotary = hidden, heads, dropout, rotary
+        self.hidden, self.heads, self.dropout = hidden, heads, dropout
+        self.rotary, self.window = rotary, window
+        self.slopes = tuple(slopes(heads)) if alibi else None
         self.form = "auto"
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=qkv_bias)
         self.output = nn.Linear(hidden, hidden, bias=output_bias)
 
     def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
         """(T, H) -> (T, H), or (N, H) at the slots in use of ``queries``."""
-        q, k, v = self._projected(x, layout, queries)
-        if self.rotary:
-            everywhere = torch.arange(layout.length, device=x.device)
-            q = rotate(q, everywhere if queries is None else layout.positions_of(queries.rows))
-            k = rotate(k, everywhere)
-        attend = math_attention if resolve_form(self.form, x.device, layout.length) == "math" else sdpa_attention
-        context = attend(q, k, v, layout.mask, self.dropout if self.training else 0.0)
-        grid = context.transpose(1, 2).flatten(2)  # (B, Q, H)
-        rows = layout.unpad(grid) if queries is None else queries.take(grid.flatten(0, 1))
+        if layout.groups is None:
+            rows = self._on_grid(x, layout, queries)
+        else:
+            rows = self._in_groups(x, layout.groups)
+            rows = rows if queries is None else queries.select(rows)
         mixed: Tensor = self.output(rows)
         return mixed
 
-    def _projected(self, x: Tensor, layout: Layout, queries: Queries | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, A, Q, D), keys and values (B, A, S, D)."""
+    def seen(self, length: int) -> int:
+        """Keys that a query in the middle of a sequence of ``length`` tokens reads."""
+        return length if self.window is None else min(length, 2 * self.window + 1)
+
+    def _on_grid(self, x: Tensor, layout: Layout, queries: Queries | None) -> Tensor:
+        """All sequences at once, equally long as far as computing goes: -> (T, H) or (N, H)."""
         if queries is None:
             q, k, v = self._heads(layout.pad(self.qkv(x)), 3)
-            return q, k, v
+            return layout.unpad(self._context(q, k, v, layout.mask))
         weight, bias = self.qkv.weight, self.qkv.bias
         of_queries, of_others = (None, None) if bias is None else (bias[: self.hidden], bias[self.hidden :])
         wanted = F.linear(x[queries.rows], weight[: self.hidden], of_queries)
         k, v = self._heads(layout.pad(F.linear(x, weight[self.hidden :], of_others)), 2)
-        return self._heads(wanted, 1)[0], k, v
+        q = self._heads(wanted, 1)[0]
+        return queries.take(self._context(q, k, v, layout.mask, layout.positions_of(queries.rows)).flatten(0, 1))
+
+    def _in_groups(self, x: Tensor, groups: Groups) -> Tensor:
+        """Sequences of similar length at a time, so that padding is hardly attended to either: -> (T, H)."""
+        projected = self.qkv(x)
+        parts = []
+        for group in groups.members:
+            q, k, v = self._heads(projected[group.rows], 3)
+            parts.append(group.take(self._context(q, k, v, group.mask)))
+        return groups.join(parts)
+
+    def _context(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, places: Tensor | None = None) -> Tensor:
+        """What each query reads: (B, A, Q, D), 2 x (B, A, S, D), (B, S), (B, Q) -> (B, Q, H).
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values.
+            mask: true where a token is; None: everywhere.
+            places: positions of the queries; None: every position is one.
+        """
+        length = k.shape[2]
+        everywhere = torch.arange(length, device=k.device)
+        if self.rotary is not None:
+            q = rotate(q, everywhere if places is None else places, self.rotary)
+            k = rotate(k, everywhere, self.rotary)
+        dropout = self.dropout if self.training else 0.0
+        # Narrower than the whole sequence, and narrow enough for the chunks' overlap to pay.
+        if self.window is not None and self.slopes is None and places is None and length > 4 * self.window:
+            context = local_attention(q, k, v, self.window, mask, dropout)
+        else:
+            bias = self._bias(everywhere if places is None else places, everywhere, mask, q.dtype)
+            attend = math_attention if resolve_form(self.form, q.device, length) == "math" else sdpa_attention
+            context = attend(q, k, v, bias, dropout)
+        return context.transpose(1, 2).flatten(2)
+
+    def _bias(self, places: Tensor, keys: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores, (1 or B, 1 or A, 1 or Q, S): distance, keys out of sight, padding."""
+        bias = None
+        if self.slopes is not None:
+            bias = alibi(torch.tensor(self.slopes, dtype=dtype, device=keys.device), places, keys)
+            bias = bias if bias.dim() == 4 else bias[None]
+        allowed = None if mask is None else mask[:, None, None, :]
+        if self.window is not None and self.window < keys.shape[0] - 1:
+            near = banded(places, keys, self.window)
+            near = near[:, None] if near.dim() == 3 else near[None, None]
+            allowed = near if allowed is None else allowed & near
+        if allowed is None:
+            return bias
+        blocked = torch.zeros(allowed.shape, dtype=dtype, device=keys.device)
+        blocked.masked_fill_(~allowed, torch.finfo(dtype).min)
+        return blocked if bias is None else blocked + bias
 
     def _heads(self, grid: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, S, parts*H) -> parts of (B, A, S, D), copied once into the order batched products need."""

@@ -104,7 +104,7 @@ class Embeddings(nn.Module):
 
     def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, E); no types: all of type 0."""
-        words, alias = tied_lookup(self.word.weight, layout.unpad(inputs), self.padding_id)
+        words, alias = tied_lookup(self.word.weight, layout.gather(inputs), self.padding_id)
         x = self._placed(words, layout, token_types)
         x = self.dropout(x if self.norm is None else self.norm(x))
         return x if self.projection is None else self.projection(x), alias
@@ -116,7 +116,7 @@ class Embeddings(nn.Module):
         if types is not None and token_types is not None:
             if place is not None:
                 words = words + layout.unpad(place.expand(layout.sequences, -1, -1))
-            return words + types(layout.unpad(token_types))
+            return words + types(layout.gather(token_types))
         if types is not None:
             place = types.weight[0] if place is None else place + types.weight[0]
         if place is None or place.dim() == 1:

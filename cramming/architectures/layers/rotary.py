@@ -6,11 +6,11 @@ Shape legend: B sequences, A heads, Q queries or keys of a sequence, D width of 
 import torch
 from torch import Tensor
 
-BASE = 10000.0
+BASE = 10000.0  # as published; longer contexts take a larger one
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Each pair (x_i, x_{i+D/2}) turned by position * BASE^(-2i/D), so that q.k depends on the distance only.
+def rotate(x: Tensor, positions: Tensor, base: float = BASE) -> Tensor:
+    """Each pair (x_i, x_{i+D/2}) turned by position * base^(-2i/D), so that q.k depends on the distance only.
 
     The halves of a head are the two sides of the pairs, as in GPT-NeoX. Angles are float32 whatever ``x`` is: bfloat16
     cannot tell the positions above 256 apart.
@@ -18,13 +18,14 @@ def rotate(x: Tensor, positions: Tensor) -> Tensor:
     Args:
         x: (B, A, Q, D), D even.
         positions: (Q,), or (B, Q) where they differ between sequences.
+        base: also called theta.
 
     Returns:
         (B, A, Q, D) of ``x``'s type.
     """
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
-    frequencies = BASE ** (torch.arange(half, device=x.device, dtype=wide) / -half)
+    frequencies = base ** (torch.arange(half, device=x.device, dtype=wide) / -half)
     angles = positions.to(wide)[..., None] * frequencies  # (Q, D/2) or (B, Q, D/2)
     if positions.dim() == 2:
         angles = angles[:, None]
