@@ -1,6 +1,6 @@
 """Released checkpoints of other systems, one file for each family: their names for what we name, and their mathematics.
 
-A new family is one file here with a function registered by ``family``; ``FAMILIES`` finds it.
+A new family is one file here with functions registered by ``family``, ``detector`` and ``writer``.
 """
 
 import importlib
@@ -8,16 +8,33 @@ import pkgutil
 
 from cramming.architectures.references.plan import (
     CLASSIFICATION,
+    DETECTORS,
     FAMILIES,
     HEADS,
     MLM,
     REGRESSION,
+    WRITERS,
     Plan,
     Source,
+    detector,
     family,
+    writer,
 )
 
-__all__ = ["CLASSIFICATION", "FAMILIES", "HEADS", "MLM", "REGRESSION", "Plan", "Source", "family"]
+__all__ = [
+    "CLASSIFICATION",
+    "DETECTORS",
+    "FAMILIES",
+    "HEADS",
+    "MLM",
+    "REGRESSION",
+    "WRITERS",
+    "Plan",
+    "Source",
+    "detector",
+    "family",
+    "writer",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

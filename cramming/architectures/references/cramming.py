@@ -5,25 +5,29 @@ mathematics we have are taken, others refused by name. Where the reference does 
 the model: ``rotary_embedding=True`` turned nothing, fused attention attended to padding, pooling covered padding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.crammed import ClassificationHeadConfig, CrammedConfig
 from cramming.architectures.references.plan import (
     MLM,
     Plan,
     Source,
     check_values,
+    detector,
     entry,
     entry_or,
     family,
+    writer,
 )
 from cramming.errors import UserError
 
 FUSED, PLAIN = "flash-attention-impl", "self-attention"
+FIRST = "ScriptableMaskedLM"  # the first encoder; the later one is ScriptableCrammedBERT
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "attention.type": (PLAIN, FUSED),
     "attention.causal_attention": (False,),
@@ -63,9 +67,121 @@ NORMS = {"LayerNorm": "layernorm", "ApexLayerNorm": "layernorm", "ScaleNorm": "s
 def plan(config: Mapping[str, Any], head: str) -> Plan:
     """The plan for the encoder of 2023 (``ScriptableCrammedBERT``) or for the first one (``ScriptableMaskedLM``)."""
     arch = config.get("arch", config)
-    rewritten = "ScriptableMaskedLM" not in entry_or(arch, "architectures", ())
+    rewritten = FIRST not in entry_or(arch, "architectures", ())
     check_values("cramming", arch, REWRITTEN if rewritten else REQUIRED)
     return scriptable_plan(config, head, NORMS, skipped_transform="none" if rewritten else "linear")
+
+
+@detector("cramming")
+def is_cramming(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether a checkpoint is of this descent and its config has an option that only this project's have."""
+    arch = config.get("arch", config)
+    first = FIRST in entry_or(arch, "architectures", ())
+    return is_scriptable(names) and (not first or "objective_layout" in arch)
+
+
+def is_scriptable(names: Collection[str]) -> bool:
+    """Whether tensors are named as in this descent."""
+    return {"encoder.embedding.word_embedding.weight", "encoder.layers.0.attn.dense.weight"} <= set(names)
+
+
+@writer("crammed")
+def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[str, Any]]:
+    """The config of the encoder of 2023 where it has all options in use; else of the first one, in the later study's
+    form unless a norm is one that only this project has.
+    """
+    assert isinstance(arch, CrammedConfig)
+    if arch.ffn_layer_frequency != 1:
+        raise UserError(
+            f"arch.ffn_layer_frequency={arch.ffn_layer_frequency} cannot be exported: the reference's layers without a "
+            "feed-forward part compute something else"
+        )
+    if arch.attend_padding and arch.rotary:
+        raise UserError("arch.rotary with arch.attend_padding cannot be exported: the reference's fused attention "
+                        "turns nothing")  # fmt: skip
+    rewritten = (
+        arch.norm_scheme == "pre"
+        and arch.tie_weights
+        and not arch.deepnorm_scaling
+        and not arch.attend_padding
+        and arch.norm != "unitnorm"
+        and arch.head != "linear"
+    )
+    if not rewritten and arch.head == "none":
+        raise UserError("arch.head=none with these options cannot be exported: the reference's encoder that has them "
+                        "has a linear layer there")  # fmt: skip
+    ours_alone = arch.norm == "rmsnorm" and not rewritten  # the later study's norm of that name is another
+    norms = {ours: theirs for theirs, ours in reversed(NORMS.items())} | {"unitnorm": "RMSNorm"}
+    theirs = _their_options(arch, norms[arch.norm])
+    theirs["architectures"] = ["ScriptableCrammedBERT" if rewritten else FIRST]
+    theirs["embedding"] |= {"vocab_size": vocab_size, "max_seq_length": positions}
+    if rewritten or ours_alone:
+        theirs["objective_layout"] = "MLM"
+    family_name = "cramming" if rewritten or ours_alone else "ntng"
+    return family_name, {"arch": theirs, "vocab_size": vocab_size}
+
+
+def _their_options(arch: CrammedConfig, norm: str) -> dict[str, Any]:
+    """Our options in their words; what no option of ours says is as every checkpoint of theirs has it."""
+    nonlinearities = {ours: theirs for theirs, ours in NONLINEARITIES.items()}
+    if arch.nonlin not in nonlinearities:
+        raise UserError(f"arch.nonlin={arch.nonlin} cannot be exported: the reference has {', '.join(nonlinearities)}")
+    head = arch.classification_head
+    return {
+        "num_transformer_layers": arch.layers,
+        "hidden_size": arch.hidden,
+        "intermed_size": arch.intermediate,
+        "hidden_dropout_prob": arch.dropout,
+        "norm": norm,
+        "norm_eps": arch.norm_eps,
+        "norm_scheme": arch.norm_scheme,
+        "nonlin": nonlinearities[arch.nonlin] + ("glu" if arch.glu else ""),
+        "tie_weights": arch.tie_weights,
+        "decoder_bias": arch.decoder_bias,
+        "sparse_prediction": True,
+        "loss": "cross-entropy",
+        "z_loss_factor": 0,
+        "gradient_checkpointing": False,
+        "layer_fusion": True,
+        "layer_drop": {"enabled": False, "max_theta": 0.5, "gamma_factor": 100},
+        "embedding": {
+            "pos_embedding": arch.position.replace("_", "-"),
+            "dropout_prob": arch.embeddings_drop_out,
+            "pad_token_id": 0,
+            "embedding_dim": arch.embedding_width,
+            "normalization": arch.embedding_norm,
+            "stable_low_precision": False,
+        },
+        "attention": {
+            "type": FUSED if arch.attend_padding else PLAIN,
+            "causal_attention": False,
+            "num_attention_heads": arch.heads,
+            "dropout_prob": arch.attention_dropout,
+            "skip_output_projection": False,
+            "qkv_bias": arch.qkv_bias,
+            "rotary_embedding": "sanity" if arch.rotary else False,
+            "seq_op_in_fp32": False,
+            "sequence_op": "torch-softmax",
+            "high_level_fusion": False,
+            "low_level_fusion": True,
+        },
+        "init": {"type": arch.init, "std": arch.init_std},
+        "ffn_layer_frequency": 1,
+        "deepnorm_scaling": arch.deepnorm_scaling,
+        "skip_head_transform": arch.head != "transform",
+        "use_bias": arch.bias,
+        "final_norm": arch.final_norm,
+        "recurrent_layers": None,
+        "layer_macro_type": "transformer",
+        "num_labels": None,
+        "classification_head": {
+            "pooler": head.pooler,
+            "include_ff_layer": head.include_ff_layer,
+            "head_dim": head.head_dim,
+            "nonlin": nonlinearities[head.nonlin],
+            "classifier_dropout": head.classifier_dropout,
+        },
+    }
 
 
 def scriptable_plan(config: Mapping[str, Any], head: str, norms: Mapping[str, str], *, skipped_transform: str) -> Plan:

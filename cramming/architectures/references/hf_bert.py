@@ -1,12 +1,13 @@
 """BERT of Hugging Face's transformers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import arange, zeros
 
+from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.bert import BertConfig
-from cramming.architectures.references.plan import MLM, Plan, Source, check_values, entry, family
+from cramming.architectures.references.plan import MLM, Plan, Source, check_values, detector, entry, family, writer
 
 Names = dict[str, tuple[str, ...]]
 
@@ -88,4 +89,32 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
             "bert.embeddings.position_ids": lambda there: arange(there.shape[-1]).expand(there.shape),
             "bert.embeddings.token_type_ids": lambda there: zeros(there.shape),
         },
+        other_heads=(r"bert\.pooler\..*", r"cls\.seq_relationship\..*") if head == MLM else (r"cls\..*",),
     )
+
+
+@detector("hf_bert")
+def is_hf_bert(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether a checkpoint is BERT's: its config's word, separate queries, and norms after the sublayers."""
+    bare = {name.removeprefix("bert.") for name in names}
+    layer = "encoder.layer.0.attention"
+    return (
+        config.get("model_type", "bert") == "bert"
+        and f"{layer}.self.query.weight" in bare
+        and any(f"{layer}.output.LayerNorm.{scale}" in bare for scale in ("weight", "gamma"))
+    )
+
+
+@writer("bert")
+def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[str, Any]]:
+    """The config of ``BertForMaskedLM``."""
+    assert isinstance(arch, BertConfig)
+    theirs = {name: getattr(arch, ours) for name, ours in CONFIG.items()}
+    return "hf_bert", {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        **theirs,
+        **{name: accepted[0] for name, accepted in REQUIRED.items()},
+        "vocab_size": vocab_size,
+        "max_position_embeddings": positions,
+    }

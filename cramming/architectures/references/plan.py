@@ -1,9 +1,15 @@
-"""What an importer needs to know of a checkpoint; a family makes it from the reference's own config."""
+"""What an importer or exporter needs to know of a family's checkpoints; the family makes it from its own config.
 
-from collections.abc import Callable, Mapping
+A family's file registers three functions: ``family`` (their config -> ``Plan``), ``detector`` (is this checkpoint of
+that family?) and, for each kind of architecture of ours that it can express, ``writer`` (our options -> their config).
+An exporter inverts ``Plan.sources``, so that reading and writing cannot disagree.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cramming.architectures.configs.base import ArchConfig
@@ -25,6 +31,14 @@ class Source:
     names: tuple[str, ...]
     order: Tensor | None = None
 
+    def apart(self, ours: Tensor) -> dict[str, Tensor]:
+        """Their tensors, each of its own memory, from our parameter: the inverse of joining and ordering."""
+        rows = ours
+        if self.order is not None:
+            rows = torch.empty_like(ours).index_copy_(0, self.order.to(ours.device), ours)
+        parts = rows.chunk(len(self.names)) if rows.dim() else [rows]
+        return {name: part.clone().contiguous() for name, part in zip(self.names, parts, strict=True)}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -39,6 +53,9 @@ class Plan:
         classifier: their tensor whose rows are the labels.
         tied: duplicate -> the tensor it must equal.
         buffers: derived tensor -> what it must be, given the one there.
+        ignored: regular expressions of tensors that hold no weights and whose values do not matter.
+        other_heads: regular expressions of weights that the wanted head has no use for, such as those of next-sentence
+            prediction. An importer may leave them out, and says so; ``from_reference`` takes them for left over.
     """
 
     arch: ArchConfig
@@ -49,10 +66,16 @@ class Plan:
     classifier: str
     tied: Mapping[str, str] = field(default_factory=dict)
     buffers: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
 
 
 Planner = Callable[[Mapping[str, Any], str], Plan]  # their config, kind of head
+Detector = Callable[[Mapping[str, Any], Collection[str]], bool]  # their config, names of their tensors
+Writer = Callable[[ArchConfig, int, int], tuple[str, dict[str, Any]]]  # our options, V, longest sequence in tokens
 FAMILIES: dict[str, Planner] = {}
+DETECTORS: dict[str, Detector] = {}
+WRITERS: dict[str, Writer] = {}
 
 
 def family(name: str) -> Callable[[Planner], Planner]:
@@ -61,6 +84,35 @@ def family(name: str) -> Callable[[Planner], Planner]:
     def register(planner: Planner) -> Planner:
         FAMILIES[name] = planner
         return planner
+
+    return register
+
+
+def detector(name: str) -> Callable[[Detector], Detector]:
+    """Decorator: ``f(config, names)`` says whether a checkpoint is of the family ``name``.
+
+    ``config`` is its ``config.json``, ``{}`` where it has none; ``names`` are its tensors', without the prefixes of the
+    containers they came in. At most one family may say yes to a checkpoint.
+    """
+
+    def register(detect: Detector) -> Detector:
+        DETECTORS[name] = detect
+        return detect
+
+    return register
+
+
+def writer(kind: str) -> Callable[[Writer], Writer]:
+    """Decorator: ``f(arch, vocab_size, positions)`` gives, for an architecture of ours of that ``kind``, the family
+    whose planner reads it back and the config that planner reads, which is what goes into ``config.json``.
+
+    Raises, when called:
+        UserError: the family cannot express an option.
+    """
+
+    def register(write: Writer) -> Writer:
+        WRITERS[kind] = write
+        return write
 
     return register
 
