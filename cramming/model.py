@@ -13,7 +13,8 @@ class Model(nn.Module):
 
     Every layer is allocated from the start, so that growing or dropping never changes the shape of a checkpoint;
     parameters of layers that are not active stay out of the graph and keep the gradient None. Padding
-    (``batch.lengths``) and documents to keep apart (``batch.starts``) are honoured, and only predicted positions go through the vocabulary projection.
+    (``batch.lengths``) and documents to keep apart (``batch.starts``) are honoured, and only predicted positions go
+    through the vocabulary projection.
 
     Attributes:
         blocks: the L layers, compiled one by one if compiling is asked for.

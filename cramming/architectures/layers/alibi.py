@@ -3,7 +3,6 @@
 Shape legend: B sequences, A heads, Q queries of a sequence, S positions.
 """
 
-import torch
 from torch import Tensor
 
 

@@ -140,7 +140,7 @@ class SelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         # Narrower than the whole sequence, and narrow enough for the chunks' overlap to pay.
         if self.window is not None and self.slopes is None and places is None and length > 4 * self.window:
-            context = local_attention(q, k, v, self.window, mask, dropout)
+            context = local_attention(q, k, v, self.window, mask=mask, dropout=dropout)
         else:
             bias = self._bias(everywhere if places is None else places, everywhere, mask, q.dtype)
             attend = math_attention if resolve_form(self.form, q.device, length) == "math" else sdpa_attention

@@ -16,10 +16,12 @@ def banded(queries: Tensor, keys: Tensor, window: int) -> Tensor:
     return (queries[..., :, None] - keys).abs() <= window
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, dropout: float) -> Tensor:
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, *, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax over the keys at most ``window`` positions away.
 
-    The sequence is cut into chunks of W queries, each of which needs the keys of its own chunk and of the two beside it.
+    The sequence is cut into chunks of W queries; each needs the keys of its own chunk and of the two beside it.
 
     Args:
         q: (B, A, S, D).

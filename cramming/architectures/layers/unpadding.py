@@ -63,9 +63,9 @@ class Groups:
 class Layout:
     """The (B, S) grid of a batch, which of its cells hold tokens, and which tokens belong together.
 
-    Tensors between layers have one row per token, (T, ...), ordered by sequence and position. ``gather`` and ``scatter``
-    lead from the batch's grid to rows and back. ``pad`` and ``unpad`` lead to and from the grid that tokens are mixed
-    on, which has one row for each sequence apart: the same grid, unless documents within sequences are kept apart.
+    Tensors between layers have one row per token, (T, ...), ordered by sequence and position. ``gather`` leads from the
+    batch's grid to rows, ``scatter`` back. ``pad`` and ``unpad`` lead to and from the grid that tokens are mixed on,
+    which has one row for each sequence apart: the same grid, unless documents within sequences are kept apart.
 
     Without padding and documents every reshaping here is a view and no mask exists. A mask without ``cells`` means that
     padding is computed like everything else but attended to by nothing.
