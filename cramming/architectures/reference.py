@@ -3,7 +3,8 @@
 Shape legend: B sequences, S positions, H hidden, V vocabulary, C labels.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def from_reference(family: str, config: Mapping[str, Any], state_dict: Mapping[s
     plan = FAMILIES[family](config, head)
     labels = None if head == MLM else _labels(plan, state_dict, head)
     model = plan.arch.build(plan.vocab_size, plan.positions, labels)
-    _load(model, plan, state_dict)
+    fill(model, plan, state_dict)
     # The lookup's gradient-free row is the one part of the reference's mathematics that no tensor carries.
     model.embeddings.padding_id = plan.padding_id  # type: ignore[union-attr,assignment]
     return model.eval()
@@ -97,28 +98,71 @@ def _labels(plan: Plan, state_dict: Mapping[str, Tensor], head: str) -> int:
 
 
 @torch.no_grad()
-def _load(model: nn.Module, plan: Plan, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy every tensor to its place, having checked that nothing is missing, left over or misshapen."""
-    wanted = {theirs for source in plan.sources.values() for theirs in source.names}
+def fill(
+    model: nn.Module, plan: Plan, state_dict: Mapping[str, Tensor], *, without: Collection[str] = ()
+) -> nn.Module:
+    """Copy every tensor of a checkpoint to its place, having checked that none is missing, left over or misshapen.
+
+    Args:
+        model: ours, as ``plan`` builds it.
+        plan: where everything comes from.
+        state_dict: the reference's tensors; read only.
+        without: parameters of ours that stay as they are, whatever the checkpoint has for them.
+
+    Raises:
+        UserError: a tensor that is missing, left over, of another shape, or a duplicate that differs from its original.
+    """
+    places = tensors_of(model)
+    assert places.keys() == plan.sources.keys(), places.keys() ^ plan.sources.keys()
+    sources = {ours: source for ours, source in plan.sources.items() if ours not in without}
+    wanted = {theirs for source in sources.values() for theirs in source.names}
     missing = sorted(wanted - set(state_dict))
     if missing:
-        raise UserError(f"the checkpoint lacks {_some(missing)}")
-    extra = sorted(set(state_dict) - wanted - _verified_copies(plan, state_dict))
+        raise UserError(f"the checkpoint lacks {listed(missing)}")
+    ignored = {name for name in state_dict if any(re.fullmatch(pattern, name) for pattern in plan.ignored)}
+    extra = sorted(set(state_dict) - wanted - ignored - _verified_copies(plan, state_dict))
     if extra:
-        raise UserError(f"the checkpoint has tensors without a place in the model: {_some(extra)}")
-    parameters = dict(model.named_parameters())
-    assert parameters.keys() == plan.sources.keys(), parameters.keys() ^ plan.sources.keys()
-    for ours, source in plan.sources.items():
-        target = parameters[ours]
+        raise UserError(f"the checkpoint has tensors without a place in the model: {listed(extra)}")
+    for ours, source in sources.items():
+        target = places[ours]
         parts = target.chunk(len(source.names)) if target.dim() else [target]
         for part, theirs in zip(parts, source.names, strict=True):
-            if part.shape != state_dict[theirs].shape:
-                raise UserError(
-                    f"{theirs!r} has shape {tuple(state_dict[theirs].shape)}, the config says {tuple(part.shape)}"
-                )
-            part.copy_(state_dict[theirs])
+            given = state_dict[theirs]
+            lacking = part.shape[0] - given.shape[0] if part.dim() and given.dim() else 0
+            if 0 < lacking <= source.spare:
+                part[-lacking:] = source.filler
+                part = part[:-lacking]
+            if part.shape != given.shape:
+                raise UserError(f"{theirs!r} has shape {tuple(given.shape)}, the config says {tuple(part.shape)}")
+            part.copy_(given)
         if source.order is not None:
             target.copy_(target[source.order.to(target.device)])
+    return model
+
+
+def to_reference(model: nn.Module, plan: Plan, *, copies: bool) -> dict[str, Tensor]:
+    """A model's weights under the reference's names and in its order: what ``fill`` reads back to the last bit.
+
+    Args:
+        model: ours, as ``plan`` builds it.
+        plan: where everything would come from.
+        copies: write tied duplicates too, each with memory of its own.
+    """
+    places = tensors_of(model)
+    assert places.keys() == plan.sources.keys(), places.keys() ^ plan.sources.keys()
+    state: dict[str, Tensor] = {}
+    for ours, source in plan.sources.items():
+        state |= source.apart(places[ours].detach())
+    if copies:
+        state |= {copy: state[original].clone() for copy, original in plan.tied.items()}
+    return state
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Everything a checkpoint of a model must hold, each once: its parameters, and the buffers it saves."""
+    saved = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _verified_copies(plan: Plan, state_dict: Mapping[str, Tensor]) -> set[str]:
@@ -136,7 +180,7 @@ def _verified_copies(plan: Plan, state_dict: Mapping[str, Tensor]) -> set[str]:
     return present
 
 
-def _some(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """All of a few names, or the first five and how many more."""
-    listed = ", ".join(repr(name) for name in names[:5])
-    return listed if len(names) <= 5 else f"{listed} and {len(names) - 5} more"
+    first = ", ".join(repr(name) for name in names[:5])
+    return first if len(names) <= 5 else f"{first} and {len(names) - 5} more"
