@@ -93,3 +93,8 @@ class ArchConfig:
                 f"shorten the sequences or raise arch.max_positions"
             )
         return seq_length if max_positions is None else max_positions
+
+    @staticmethod
+    def _padded(vocab_size: int, multiple: int) -> int:
+        """Rows of the vocabulary's matrices: filled up to a multiple, with ids that no text has."""
+        return -(-vocab_size // multiple) * multiple

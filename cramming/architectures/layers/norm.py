@@ -3,8 +3,32 @@
 Shape legend: H hidden.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Float32LayerNorm(nn.LayerNorm):
+    """LayerNorm whose weights stay in float32 when the model around it goes to 16 bits; its output does not.
+
+    A norm is worked out in float32 in any case; the weights are what 16 bits round: next to 1 bfloat16 knows steps of
+    1/128 only, and a smaller change does not act until it has grown.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., H) -> (..., H) of the type of ``x``."""
+        wide = x.to(self.weight.dtype)
+        return F.layer_norm(wide, self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.element_size() >= 4 else tensor.to(moved.device, torch.float32)
+
+        return super()._apply(wide, recurse)
 
 
 class ScaleNorm(nn.Module):
@@ -29,13 +53,17 @@ class ScaleNorm(nn.Module):
 def make_norm(kind: str, hidden: int, eps: float) -> nn.Module:
     """``layernorm``, ``rmsnorm``, ``scalenorm`` (one gain) or ``unitnorm`` (a gain for each feature): (..., H) -> same.
 
+    ``layernorm_float32`` is ``layernorm`` with weights that stay in float32.
+
     Raises:
         ValueError: another kind.
     """
     if kind == "layernorm":
         return nn.LayerNorm(hidden, eps=eps)
+    if kind == "layernorm_float32":
+        return Float32LayerNorm(hidden, eps=eps)
     if kind == "rmsnorm":
         return nn.RMSNorm(hidden, eps=eps)
     if kind in ("scalenorm", "unitnorm"):
         return ScaleNorm(hidden, eps, elementwise=kind == "unitnorm")
-    raise ValueError(f"norm={kind!r} is not one of layernorm, rmsnorm, scalenorm, unitnorm")
+    raise ValueError(f"norm={kind!r} is not one of layernorm, layernorm_float32, rmsnorm, scalenorm, unitnorm")

@@ -26,10 +26,14 @@ class Source:
     Attributes:
         names: their tensors.
         order: our row i is row ``order[i]`` of the joined tensor; None: as they are.
+        spare: how many of the last rows their tensor may lack, being those of a vocabulary filled up to a round number.
+        filler: what such rows are made of.
     """
 
     names: tuple[str, ...]
     order: Tensor | None = None
+    spare: int = 0
+    filler: float = 0.0
 
     def apart(self, ours: Tensor) -> dict[str, Tensor]:
         """Their tensors, each of its own memory, from our parameter: the inverse of joining and ordering."""
