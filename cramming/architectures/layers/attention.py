@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cramming.architectures.layers.alibi import alibi, slopes
+from cramming.architectures.layers.axes import FIXED, Axes, Axis
 from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import rotate
 from cramming.architectures.layers.unpadding import Groups, Layout, Queries
@@ -96,6 +97,17 @@ class SelfAttention(nn.Module):
             rows = rows if queries is None else queries.select(rows)
         mixed: Tensor = self.output(rows)
         return mixed
+
+    def growing_axes(self) -> dict[str, Axes]:
+        """Queries, keys and values grow apart from one another, in heads and in the width of a head."""
+        width = self.hidden // self.heads
+        turned: Axes = (width,) if self.rotary is None else (Axis(2, FIXED), width // 2)  # rotation pairs two halves
+        rows: Axes = (Axis(3, FIXED), self.heads, *turned)
+        return {
+            "qkv.weight": (*rows, self.hidden),
+            "qkv.bias": rows,
+            "output.weight": (self.hidden, self.heads, width),
+        }
 
     def seen(self, length: int) -> int:
         """Keys that a query in the middle of a sequence of ``length`` tokens reads."""

@@ -6,6 +6,7 @@ Shape legend: T tokens after unpadding, H hidden, F width of the first matrix.
 from torch import Tensor, nn
 
 from cramming.architectures.layers.activation import ACTIVATIONS
+from cramming.architectures.layers.axes import FIXED, Axes, Axis
 
 
 class FeedForward(nn.Module):
@@ -42,6 +43,12 @@ class FeedForward(nn.Module):
         self.contract = nn.Linear(
             intermediate // 2 if gated else intermediate, hidden, bias=bias if output_bias is None else output_bias
         )
+
+    def growing_axes(self) -> dict[str, Axes]:
+        """Values and gates grow apart from one another."""
+        intermediate, hidden = self.expand.weight.shape
+        rows: Axes = (Axis(2, FIXED), intermediate // 2) if self.gated else (intermediate,)
+        return {"expand.weight": (*rows, hidden), "expand.bias": rows}
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""

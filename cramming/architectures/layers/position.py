@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cramming.architectures.layers.axes import POSITIONS, Axes, Axis
+
 
 class LearnedPositions(nn.Embedding):
     """A learned table."""
@@ -15,6 +17,10 @@ class LearnedPositions(nn.Embedding):
     def forward(self, length: int) -> Tensor:  # type: ignore[override]  # a lookup of the first rows
         """-> (S, E) for the first ``length`` positions."""
         return self.weight[:length]
+
+    def growing_axes(self) -> dict[str, Axes]:
+        """Its rows are positions."""
+        return {"weight": (Axis(self.num_embeddings, POSITIONS), self.embedding_dim)}
 
 
 class SinusoidalPositions(nn.Module):
