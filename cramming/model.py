@@ -3,6 +3,8 @@
 Shape legend: B sequences, S positions, P prediction slots, H hidden, L layers, V vocabulary.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from cramming.batch import Batch
@@ -60,3 +62,10 @@ class Model(nn.Module):
     def fast_paths(self) -> dict[str, str]:
         """Which implementation was chosen for what, for the run's summary."""
         raise NotImplementedError
+
+    def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
+        """Learning rates and weight decay that parameters have of their own, whatever the optimizer's are.
+
+        By name of the parameter: ``lr`` where the schedule's factor is 1, ``weight_decay``, or both.
+        """
+        return {}
