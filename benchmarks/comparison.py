@@ -1,0 +1,287 @@
+"""Every family at every length against transformers: the command line, the rows, the table and the file they share."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.architectures import FAMILIES, LENGTHS, PUBLISHED_BATCHES, SIZES, Case, Size
+from benchmarks.grid import (
+    BROKE,
+    FEWEST_PAIRS,
+    Bounds,
+    Builders,
+    Context,
+    Measured,
+    Remaining,
+    available_mb,
+    busy,
+    compared,
+    measured,
+    median_s,
+)
+from benchmarks.reporting import keep
+from cramming import resolve
+from cramming.engine import DTYPES
+from cramming.errors import UserError
+from cramming.peak import peak_flops_per_s
+from cramming.recording.environment import environment, git_revision
+from cramming.suggest import nearest
+from cramming.text import duration
+
+OURS = "ours"
+LOSSES_AGREE_WITHIN = 0.05  # nats, after a few steps from the same weights; both round to bfloat16
+_MEMORY_SHARE = 0.8  # of what is available, for one cell
+
+
+@dataclass
+class Options:
+    """What the command line may change in either benchmark."""
+
+    archs: list[str] = field(default_factory=lambda: list(FAMILIES))
+    lengths: list[int] = field(default_factory=lambda: [128, 512, 2048])  # tokens in a sequence
+    pairs: int = 7  # blocks of every side; fewer, but three or more, where they take longer than cell_s
+    calls: int = 0  # in a block; 0: as fits the mode
+    cell_s: float = 8.0  # seconds for the pairs of a family at a length
+    block_s: float = 30.0  # a side whose block takes longer does not fit
+    memory_gb: float = 0.0  # that one cell may take; 0: four fifths of what is available
+    isolated: bool = True  # on a processor: a process for each cell
+    size: str = "small"  # tiny, small (4x256) or base (12x768)
+    layers: int = 0  # 0: as ``size`` has it; so the next four
+    hidden: int = 0
+    heads: int = 0
+    vocab_size: int = 0
+    tokens: int = 8192  # in a block's batch at every length
+    batches: str = "tokens"  # or m2, flash, hf: the sequences at each length that the M2 study took for those
+    mask_rate: float = 0.15
+    baselines: list[str] = field(default_factory=list)  # of theirs; none named: all there are
+    their_attention: str = ""  # eager, sdpa, ...; nothing: as the library chooses
+    precision: str = "auto"
+    compile: bool = False  # our blocks
+    their_compile: bool = False  # their whole model
+    device: str = "auto"
+    threads: int = 0  # 0: a thread for each core
+    mfu: bool = False  # measure the peak of this device first, where it is not published, and say how near ours comes
+    out: str = ""  # a JSON file for the result
+
+    def __post_init__(self) -> None:
+        for key, known in (("archs", FAMILIES), ("size", SIZES), ("batches", ("tokens", *PUBLISHED_BATCHES))):
+            value = getattr(self, key)
+            for word in value if isinstance(value, list) else [value]:
+                if word not in known:
+                    raise UserError(f"{key}={word} is unknown{nearest(word, known)}")
+        if self.pairs < FEWEST_PAIRS:
+            raise UserError(f"pairs={self.pairs} is too few for quartiles: give {FEWEST_PAIRS} or more")
+        for length in self.lengths:
+            if length < 1 or length > max(self.tokens, *LENGTHS):
+                raise UserError(f"lengths={length} must lie between 1 and tokens={self.tokens}")
+
+    def sizes(self) -> Size:
+        """The sizes asked for."""
+        base = SIZES[self.size]
+        return Size(
+            self.layers or base.layers,
+            self.hidden or base.hidden,
+            self.heads or base.heads,
+            self.vocab_size or base.vocab_size,
+            base.files,
+        )
+
+    def sequences(self, length: int) -> int:
+        """In a block's batch; 0: the study that ``batches`` names had none of this length in memory."""
+        if self.batches in PUBLISHED_BATCHES:
+            return PUBLISHED_BATCHES[self.batches].get(length, 0)
+        return max(1, self.tokens // length)
+
+    def where(self) -> torch.device:
+        """The device."""
+        return resolve.device() if self.device == "auto" else torch.device(self.device)
+
+    def passes_in(self) -> str:
+        """The precision of passes.
+
+        Raises:
+            UserError: the device lacks what was asked for.
+        """
+        if self.precision == "auto":
+            return "float32" if resolve.lacking("bfloat16", self.where()) else "bfloat16"
+        lacking = resolve.lacking(self.precision, self.where())
+        if lacking or self.precision not in DTYPES:
+            raise UserError(f"precision={self.precision}: {lacking or 'there is no such precision'}; use auto")
+        return self.precision
+
+    def bounds(self) -> Bounds:
+        """How much a cell may take."""
+        memory_mb = self.memory_gb * 1024 if self.memory_gb else _MEMORY_SHARE * available_mb()
+        return Bounds(self.where(), self.pairs, self.cell_s, self.block_s, memory_mb, self.isolated)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What is timed."""
+
+    name: str
+    sides: Callable[[Case], Builders]  # of a case, ``ours`` among them
+    calls: int = 1  # in a block
+    dropout: float = 0.0  # in all models
+    within: Context = nullcontext  # the context all blocks of a cell run in
+
+
+def run(options: Options, mode: Mode) -> dict[str, Any]:
+    """Measure every cell and print each as it ends, then all as a table; the result is kept where ``out`` says.
+
+    Raises:
+        UserError: after everything, that some side broke.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    cells = [(family, length) for family in options.archs for length in options.lengths]
+    remaining, rows = Remaining([length for _, length in cells]), list[dict[str, Any]]()
+    for number, (family, length) in enumerate(cells, start=1):
+        began = time.perf_counter()
+        case = Case(family, length, options.sequences(length), options.sizes(), options.mask_rate, mode.dropout)
+        rows.append(_row(options, mode, case))
+        left_s = remaining.done(length, time.perf_counter() - began)
+        left = f", about {duration(left_s)} left" if number < len(cells) else ""
+        print(f"{mode.name} {_line(rows[-1])} [{number} of {len(cells)}{left}]", flush=True)
+    where, peak = options.where(), None
+    if options.mfu:  # after the cells: their processes are forked from one that has never computed
+        peak = peak_flops_per_s(where, options.passes_in())
+        for row in rows:
+            if row["our_flops_per_s"]:
+                row["our_mfu"] = row["our_flops_per_s"] / peak[0]
+    result = {
+        "mode": mode.name,
+        "rows": rows,
+        "options": asdict(options),
+        "calls": mode.calls,
+        "precision": options.passes_in(),
+        "peak_flops_per_s": peak,
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+        "revision": git_revision(),
+        "environment": environment(torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"),
+    }
+    Console(width=None if os.isatty(1) else 160).print(table(result))
+    keep(result, options.out)
+    broken = [f"{row['arch']} at {row['length']}" for row in rows if any(map(_broke, row["unfit"].values()))]
+    if broken:
+        raise UserError(f"broken, see the tracebacks above: {', '.join(broken)}")
+    return result
+
+
+def table(result: dict[str, Any]) -> Table:
+    """All rows, as people read them: speeds as multiples of ours would hide which side moved, so both are there."""
+    rows = result["rows"]
+    every = (side for row in rows for side in (*row["tokens_per_s"], *row["unfit"]))
+    sides = [side for side in dict.fromkeys(every) if side != OURS]
+    shown = Table(title=f"{result['mode']}: seconds of theirs over ours, median (quartiles)")
+    for name in ("arch", "against", "tokens", "sequences", "our tokens/s", "our MB"):
+        shown.add_column(name, justify="left" if name in ("arch", "against") else "right")
+    if result["peak_flops_per_s"]:
+        shown.add_column("our MFU", justify="right")
+    for side in sides:
+        shown.add_column(side, justify="right")
+        shown.add_column("MB", justify="right")
+    for row in rows:
+        cells = [row["arch"], row["against"], str(row["length"]), str(row["sequences"])]
+        cells += [_speed(row, OURS), _whole(row["peak_mb"].get(OURS))]
+        if result["peak_flops_per_s"]:
+            cells.append(f"{row['our_mfu']:.0%}" if "our_mfu" in row else "")
+        for side in sides:
+            cells += [_ratio(row, side), _whole(row["peak_mb"].get(side))]
+        shown.add_row(*cells)
+    notes = ["! the machine was busy: measure these again"] if any(map(_is_busy, rows)) else []
+    for row in rows:
+        reasons = {**({"": row["refused"]} if row["refused"] else {}), **row["unfit"]}
+        reasons |= {"": "losses after the last step differ"} if _losses_differ(row) else {}
+        notes += [f"{row['arch']} at {row['length']}: {side} {why}".replace("  ", " ") for side, why in reasons.items()]
+    shown.caption = "\n".join(notes) or None
+    shown.caption_justify = "left"
+    return shown
+
+
+def _row(options: Options, mode: Mode, case: Case) -> dict[str, Any]:
+    """A cell, as plain values."""
+    row = {"arch": case.family, "length": case.length, "sequences": case.sequences, "against": "", "same_model": False}
+    found, refused = Measured(), ""
+    try:
+        if not case.sequences:
+            raise UserError(f"batches={options.batches} has no such length: it did not fit in that study")
+        case.arch()
+        counterpart = case.counterpart()
+        row |= {"against": counterpart.named, "same_model": counterpart.family is not None}
+        found = measured(_chosen(mode.sides(case), options.baselines), options.bounds(), mode.within)
+    except UserError as error:
+        refused = str(error)
+    block_s = {side: median_s(found, side) for side in found.seconds}
+    flops, tokens = found.flops.get(OURS), mode.calls * case.sequences * case.length
+    return {
+        **row,
+        "ratios": {side: {**clocks, "busy": busy(clocks)} for side, clocks in compared(found, OURS).items()},
+        "tokens_per_s": {side: tokens / seconds for side, seconds in block_s.items()},
+        "block_s": block_s,
+        "first_block_s": found.first_s,
+        "peak_mb": found.peak_mb,
+        "our_flops_per_s": flops / block_s[OURS] if flops else None,
+        "losses": found.losses,
+        "refused": refused,
+        "unfit": found.unfit,
+    }
+
+
+def _chosen(builders: Builders, baselines: list[str]) -> Builders:
+    """Ours and the baselines asked for."""
+    unknown = set(baselines) - set(builders)
+    if unknown:
+        known = [side for side in builders if side != OURS]
+        raise UserError(f"baselines={sorted(unknown)[0]} is unknown here: there are {', '.join(known)}")
+    return {side: build for side, build in builders.items() if side == OURS or not baselines or side in baselines}
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    parts = [row["refused"]] if row["refused"] else []
+    parts += [f"ours {_speed(row, OURS)} tokens/s"] if OURS in row["tokens_per_s"] else []
+    parts += [f"{side} {_ratio(row, side)}" for side in row["tokens_per_s"] if side != OURS]
+    parts += [f"{side} does not fit ({why})" for side, why in row["unfit"].items()]
+    return f"{row['arch']} {row['sequences']} x {row['length']}: {', '.join(parts)}"
+
+
+def _speed(row: dict[str, Any], side: str) -> str:
+    if side in row["unfit"]:
+        return "broken" if _broke(row["unfit"][side]) else "does not fit"
+    return f"{row['tokens_per_s'][side]:,.0f}" if side in row["tokens_per_s"] else ""
+
+
+def _ratio(row: dict[str, Any], side: str) -> str:
+    if side not in row["ratios"]:
+        speed = _speed(row, side)
+        return f"{speed} tokens/s" if side in row["tokens_per_s"] else speed
+    ratio = row["ratios"][side]
+    low, high = ratio["wall"]["quartiles"]
+    return f"{ratio['wall']['median']:.2f} ({low:.2f}-{high:.2f}){'!' if ratio['busy'] else ''}"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _losses_differ(row: dict[str, Any]) -> bool:
+    """Whether the same model with float32 weights, after the same steps, ended further apart than rounding leads."""
+    ours, theirs = (row["losses"].get(side) for side in (OURS, "autocast"))
+    return row["same_model"] and None not in (ours, theirs) and abs(ours - theirs) > LOSSES_AGREE_WITHIN
+
+
+def _is_busy(row: dict[str, Any]) -> bool:
+    return any(ratio["busy"] for ratio in row["ratios"].values())
+
+
+def _broke(why: str) -> bool:
+    return why.startswith(BROKE)

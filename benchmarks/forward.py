@@ -1,0 +1,204 @@
+"""Forward passes of every family against transformers' implementation of the same model, in pairs.
+
+    python benchmarks/forward.py
+    python benchmarks/forward.py mode=train archs=[bert,m2] lengths=[2048,8192]
+    python benchmarks/forward.py mode=published size=base batches=m2 out=published.json
+
+``mode=infer``: token ids to logits, in evaluation, with weights of low precision; ours gives them at the predicted
+positions. ``output=hidden`` leaves the head out on every side. ``mode=train``: token ids to the loss, keeping what
+backward needs. ``mode=published`` times what the M2 study timed: the encoder from hidden states and the head at every
+position, in training mode with dropout, gradients enabled, float32 weights cast once by an outer autocast.
+
+Theirs: ``autocast`` over float32 weights; ``low``, weights of low precision; ``predicted``, the latter with their head
+at the predicted positions only, as somebody would write it who knows that most of it is not needed.
+README.md has the protocol.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.architectures import Case, dense_labels, their_head
+from benchmarks.comparison import OURS, Mode, Options, run
+from benchmarks.grid import Builders, Context
+from benchmarks.reporting import asked
+from cramming.architectures.encoder import Encoder
+from cramming.architectures.layers.unpadding import Layout
+from cramming.cli import run_command
+from cramming.engine import DTYPES
+from cramming.errors import UserError
+from cramming.model import Model
+
+INFER, TRAIN, PUBLISHED = "infer", "train", "published"
+HIDDEN, LOGITS = "hidden", "logits"
+PUBLISHED_DROPOUT = 0.1
+_CALLS = {"cuda": 30, "cpu": 2}  # of a block in mode=published; the study took 30
+# Kinds whose encoder takes hidden states and a mask to add; of others the pass begins with their embeddings' norm.
+_SEPARABLE = ("bert", "roberta", "roberta-prelayernorm")
+
+
+@dataclass
+class ForwardOptions(Options):
+    """What the command line may change."""
+
+    mode: str = INFER  # or train, published
+    output: str = LOGITS  # or hidden; of mode=infer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, known in (("mode", (INFER, TRAIN, PUBLISHED)), ("output", (LOGITS, HIDDEN))):
+            if getattr(self, key) not in known:
+                raise UserError(f"{key}={getattr(self, key)} is unknown: choose from {', '.join(known)}")
+
+    def block_calls(self) -> int:
+        """Passes in a block."""
+        return self.calls or (_CALLS[self.where().type] if self.mode == PUBLISHED else 1)
+
+
+class Passes:
+    """Some passes one after another; what each leaves behind is dropped before the next."""
+
+    loss: float | None = None
+
+    def __init__(self, call: Callable[[], Any], options: ForwardOptions, flops: float | None = None) -> None:
+        self._call, self._calls = call, options.block_calls()
+        self._inference = options.mode == INFER
+        self.flops = flops and flops * self._calls
+
+    def block(self) -> None:
+        """The passes."""
+        with torch.inference_mode() if self._inference else nullcontext():
+            for _ in range(self._calls):
+                self._call()
+
+
+class _Given(nn.Module):
+    """In the place of embeddings: hidden states that are there already, and the word matrix."""
+
+    def __init__(self, states: Tensor, words: nn.Parameter) -> None:
+        super().__init__()
+        self.states, self.word = states, words
+
+    def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """-> (T, H), (V, E)."""
+        return self.states, self.word
+
+
+def ours(case: Case, options: ForwardOptions) -> Passes:
+    """Our passes."""
+    device, dtype = options.where(), DTYPES[options.passes_in()]
+    model = case.our_model().to(device).train(options.mode != INFER)
+    if options.compile:
+        for block in model.blocks:
+            block.compile()
+    if options.mode == PUBLISHED:
+        return Passes(_from_hidden(model, case, device), options)
+    model.to(dtype)
+    batch = case.batch().to(device)
+    if options.output == HIDDEN and options.mode == INFER:
+        return Passes(lambda: model.hidden(batch), options)
+    flops = case.sequences * model.flops(case.length, batch.positions.shape[1], model.layers)
+    if options.mode == INFER:
+        return Passes(lambda: model(batch, logits=True), options, flops)
+    return Passes(lambda: (model(batch) * batch.weights).sum() / batch.normalizer, options, flops)
+
+
+def theirs(case: Case, options: ForwardOptions, low: bool, narrowed: bool = False) -> Passes:
+    """Passes of transformers; ``narrowed``: its head at the predicted positions only."""
+    device, dtype = options.where(), DTYPES[options.passes_in()]
+    counterpart = case.counterpart()
+    model: Any = counterpart.build(options.their_attention).to(device).train(options.mode != INFER)
+    if options.their_compile:
+        model.compile()
+    if options.mode == PUBLISHED:
+        return Passes(_theirs_from_hidden(model, counterpart.model_type, case, device), options)
+    if low:
+        model.to(dtype)
+    batch = case.batch()
+    inputs, labels = batch.inputs.to(device), dense_labels(batch).to(device)
+    cells = (torch.arange(case.sequences)[:, None] * case.length + batch.positions).flatten().to(device)
+
+    def call() -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=not low and dtype != torch.float32):
+            if options.mode == TRAIN:
+                return model(input_ids=inputs, labels=labels).loss  # type: ignore[no-any-return]
+            if options.output == LOGITS and not narrowed:
+                return model(input_ids=inputs).logits  # type: ignore[no-any-return]
+            states: Tensor = model.base_model(input_ids=inputs)[0]
+            return their_head(model, states.flatten(0, 1)[cells]) if narrowed else states
+
+    return Passes(call, options)
+
+
+def sides(options: ForwardOptions, case: Case) -> Builders:
+    """Ours, and theirs in the ways that the mode knows."""
+    found: Builders = {OURS: partial(ours, case, options)}
+    plain = options.passes_in() == "float32"
+    if not plain:
+        found = {**found, "autocast": partial(theirs, case, options, low=False)}
+    if options.mode != PUBLISHED:
+        found = {**found, "float32" if plain else "low": partial(theirs, case, options, low=True)}
+    if options.mode == INFER and options.output == LOGITS:
+        found = {**found, "predicted": partial(theirs, case, options, low=True, narrowed=True)}
+    return found
+
+
+def within(options: ForwardOptions) -> Context:
+    """What all blocks run in: in ``mode=published`` an autocast that lasts, so that weights are cast once."""
+    if options.mode == PUBLISHED:
+        return partial(torch.autocast, options.where().type, dtype=DTYPES[options.passes_in()])
+    return nullcontext
+
+
+def _from_hidden(model: Model, case: Case, device: torch.device) -> Callable[[], Tensor]:
+    """Our encoder and head from random hidden states.
+
+    Raises:
+        UserError: the model is transformers' own, and the other side has timed it.
+    """
+    if not isinstance(model, Encoder):
+        raise UserError(f"{case.family} is transformers' own module: in mode=published both sides are the same code")
+    width = case.size.hidden
+    states = torch.randn(case.sequences * case.length, width, device=device)
+    words: Any = model.embeddings.word
+    model.embeddings = _Given(states, words.weight)
+    inputs = case.batch().inputs.to(device)
+    head: Any = model.head
+
+    def call() -> Tensor:
+        x, decoder = model.encode(inputs, model.layout(inputs))
+        return head(x, decoder)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _theirs_from_hidden(model: Any, model_type: str, case: Case, device: torch.device) -> Callable[[], Tensor]:
+    """Their encoder and head from random hidden states, with the study's mask of ones to add."""
+    width = model.get_input_embeddings().weight.shape[1]
+    states = torch.randn(case.sequences, case.length, width, device=device)
+    if model_type not in _SEPARABLE:
+        return lambda: model(inputs_embeds=states).logits  # type: ignore[no-any-return]
+    ones = torch.ones(1, 1, case.length, case.length, device=device, dtype=torch.get_autocast_dtype(device.type))
+    encoder = model.base_model.encoder
+    return lambda: their_head(model, encoder(states, attention_mask=ones)[0])
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    options = asked(ForwardOptions, __doc__)
+    dropout = PUBLISHED_DROPOUT if options.mode == PUBLISHED else 0.0
+    name = f"forward, mode={options.mode}"
+    run(options, Mode(name, partial(sides, options), options.block_calls(), dropout, within(options)))
+
+
+if __name__ == "__main__":
+    run_command(main)
