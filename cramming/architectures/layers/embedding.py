@@ -74,6 +74,7 @@ class Embeddings(nn.Module):
         token_types: rows of the table of types; 0: none, and types given to ``forward`` do nothing.
         norm: see ``make_norm``; None: none.
         norm_eps: its epsilon.
+        norm_bias: see ``make_norm``.
         dropout: probability in training mode.
         hidden: H; where it is not E, a linear layer leads to it, after the dropout (https://arxiv.org/abs/1909.11942).
         bias: whether that layer has a bias.
@@ -89,6 +90,7 @@ class Embeddings(nn.Module):
         token_types: int = 0,
         norm: str | None = "layernorm",
         norm_eps: float = 1e-12,
+        norm_bias: bool = True,
         dropout: float = 0.0,
         hidden: int | None = None,
         bias: bool = True,
@@ -97,7 +99,7 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(vocab_size, width)
         self.position = make_positions(position, positions, width)
         self.token_type = nn.Embedding(token_types, width) if token_types else None
-        self.norm = None if norm is None else make_norm(norm, width, norm_eps)
+        self.norm = None if norm is None else make_norm(norm, width, norm_eps, norm_bias)
         self.dropout = nn.Dropout(dropout)
         self.projection = None if hidden in (None, width) else nn.Linear(width, hidden, bias=bias)  # type: ignore[arg-type]
         self.padding_id: int | None = None  # a token whose lookup gives no gradient; importers set it

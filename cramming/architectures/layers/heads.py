@@ -25,6 +25,7 @@ class MaskedLanguageHead(nn.Module):
         nonlin: the nonlinearity, a key of ``ACTIVATIONS``.
         norm: see ``make_norm``.
         norm_eps: its epsilon.
+        norm_bias: see ``make_norm``.
         bias: whether the linear layer has a bias.
         decoder_bias: whether the logits have a bias.
         tied: use the embedding matrix; else one of its own.
@@ -40,6 +41,7 @@ class MaskedLanguageHead(nn.Module):
         nonlin: str = "gelu",
         norm: str = "layernorm",
         norm_eps: float = 1e-12,
+        norm_bias: bool = True,
         bias: bool = True,
         decoder_bias: bool = True,
         tied: bool = True,
@@ -48,7 +50,7 @@ class MaskedLanguageHead(nn.Module):
         width = hidden if width is None else width
         self.activate = ACTIVATIONS[nonlin]
         self.dense = None if transform == "none" else nn.Linear(hidden, width, bias=bias)
-        self.norm = make_norm(norm, width, norm_eps) if transform == "transform" else None
+        self.norm = make_norm(norm, width, norm_eps, norm_bias) if transform == "transform" else None
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if decoder_bias else None
         self.decoder = None if tied else nn.Linear(width, vocab_size, bias=False)
 
@@ -70,7 +72,7 @@ class MaskedLanguageHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """nonlin(dense(pooled tokens)), dropout, one linear output per label; one label is a regression.
+    """norm(nonlin(dense(pooled tokens))), dropout, one linear output per label; one label is a regression.
 
     Args:
         hidden: H.
@@ -80,6 +82,10 @@ class ClassificationHead(nn.Module):
             (log of the sum of exponentials).
         width: of the dense layer; None: H; 0: there is none.
         nonlin: the nonlinearity, a key of ``ACTIVATIONS``.
+        bias: whether the dense layer has a bias.
+        norm: see ``make_norm``; None: none.
+        norm_eps: its epsilon.
+        norm_bias: see ``make_norm``.
         pool_padding: pool over all positions, those of padding included.
     """
 
@@ -92,11 +98,16 @@ class ClassificationHead(nn.Module):
         pooler: str = "zero_index",
         width: int | None = None,
         nonlin: str = "tanh",
+        bias: bool = True,
+        norm: str | None = None,
+        norm_eps: float = 1e-12,
+        norm_bias: bool = True,
         pool_padding: bool = False,
     ) -> None:
         super().__init__()
         self.pool, self.activate, self.pool_padding = _POOLERS[pooler], ACTIVATIONS[nonlin], pool_padding
-        self.pooler = None if width == 0 else nn.Linear(hidden, width or hidden)
+        self.pooler = None if width == 0 else nn.Linear(hidden, width or hidden, bias=bias)
+        self.norm = None if norm is None else make_norm(norm, width or hidden, norm_eps, norm_bias)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width or hidden, labels)
 
@@ -110,7 +121,10 @@ class ClassificationHead(nn.Module):
         pooled = self.pool(hidden, None if self.pool_padding else mask)
         if self.pooler is not None:
             pooled = self.pooler(pooled)
-        logits: Tensor = self.classifier(self.dropout(self.activate(pooled)))
+        pooled = self.activate(pooled)
+        if self.norm is not None:
+            pooled = self.norm(pooled)
+        logits: Tensor = self.classifier(self.dropout(pooled))
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -50,18 +50,19 @@ class ScaleNorm(nn.Module):
         return (x * (self.weight / length)).to(x.dtype)
 
 
-def make_norm(kind: str, hidden: int, eps: float) -> nn.Module:
+def make_norm(kind: str, hidden: int, eps: float, bias: bool = True) -> nn.Module:
     """``layernorm``, ``rmsnorm``, ``scalenorm`` (one gain) or ``unitnorm`` (a gain for each feature): (..., H) -> same.
 
-    ``layernorm_float32`` is ``layernorm`` with weights that stay in float32.
+    ``layernorm_float32`` is ``layernorm`` with weights that stay in float32. Without ``bias`` both have none; the others
+    never have.
 
     Raises:
         ValueError: another kind.
     """
     if kind == "layernorm":
-        return nn.LayerNorm(hidden, eps=eps)
+        return nn.LayerNorm(hidden, eps=eps, bias=bias)
     if kind == "layernorm_float32":
-        return Float32LayerNorm(hidden, eps=eps)
+        return Float32LayerNorm(hidden, eps=eps, bias=bias)
     if kind == "rmsnorm":
         return nn.RMSNorm(hidden, eps=eps)
     if kind in ("scalenorm", "unitnorm"):
