@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cramming.architectures.encoder import Encoder
 from cramming.architectures.layers.heads import ClassificationHead
-from cramming.architectures.references import FAMILIES, HEADS, MLM, REGRESSION, Plan
+from cramming.architectures.references import FAMILIES, HEADS, MLM, REGRESSION, Plan, Source
 from cramming.errors import UserError
 from cramming.suggest import nearest
 
@@ -127,13 +127,13 @@ def fill(
         target = places[ours]
         parts = target.chunk(len(source.names)) if target.dim() else [target]
         for part, theirs in zip(parts, source.names, strict=True):
-            given = state_dict[theirs]
+            given = state_dict[theirs][source.unread :] if source.unread else state_dict[theirs]
             lacking = part.shape[0] - given.shape[0] if part.dim() and given.dim() else 0
             if 0 < lacking <= source.spare:
                 part[-lacking:] = source.filler
                 part = part[:-lacking]
             if part.shape != given.shape:
-                raise UserError(f"{theirs!r} has shape {tuple(given.shape)}, the config says {tuple(part.shape)}")
+                raise UserError(f"{theirs!r} has {_shape(given, source)}, the config says {_shape(part, source)}")
             part.copy_(given)
         if source.order is not None:
             target.copy_(target[source.order.to(target.device)])
@@ -153,6 +153,7 @@ def to_reference(model: nn.Module, plan: Plan, *, copies: bool) -> dict[str, Ten
     state: dict[str, Tensor] = {}
     for ours, source in plan.sources.items():
         state |= source.apart(places[ours].detach())
+    state |= {name: value.clone() for name, value in plan.constants.items()}
     if copies:
         state |= {copy: state[original].clone() for copy, original in plan.tied.items()}
     return state
@@ -169,6 +170,7 @@ def _verified_copies(plan: Plan, state_dict: Mapping[str, Tensor]) -> set[str]:
     """The tied duplicates and derived buffers that are present, each equal to what it must be."""
     expected = {copy: state_dict[original] for copy, original in plan.tied.items() if original in state_dict}
     expected |= {name: derive(state_dict[name]) for name, derive in plan.buffers.items() if name in state_dict}
+    expected |= plan.constants
     present = {name for name in expected if name in state_dict}
     for name in sorted(present):
         there, due = state_dict[name], expected[name].to(state_dict[name])
@@ -178,6 +180,11 @@ def _verified_copies(plan: Plan, state_dict: Mapping[str, Tensor]) -> set[str]:
         if there.shape != due.shape or not torch.allclose(there, due, rtol=rounding, atol=0.0):
             raise UserError(f"{name!r} differs from {plan.tied.get(name, 'what it is derived from')!r}")
     return present
+
+
+def _shape(tensor: Tensor, source: Source) -> str:
+    shape = (tensor.shape[0] + source.unread, *tensor.shape[1:]) if source.unread else tuple(tensor.shape)
+    return f"shape {shape}"
 
 
 def listed(names: list[str]) -> str:

@@ -28,19 +28,23 @@ class Source:
         order: our row i is row ``order[i]`` of the joined tensor; None: as they are.
         spare: how many of the last rows their tensor may lack, being those of a vocabulary filled up to a round number.
         filler: what such rows are made of.
+        unread: how many rows of theirs, before the first of ours, nothing reads.
     """
 
     names: tuple[str, ...]
     order: Tensor | None = None
     spare: int = 0
     filler: float = 0.0
+    unread: int = 0
 
     def apart(self, ours: Tensor) -> dict[str, Tensor]:
-        """Their tensors, each of its own memory, from our parameter: the inverse of joining and ordering."""
+        """Their tensors, each of its own memory, from our parameter: what joins and orders them, inverted."""
         rows = ours
         if self.order is not None:
             rows = torch.empty_like(ours).index_copy_(0, self.order.to(ours.device), ours)
         parts = rows.chunk(len(self.names)) if rows.dim() else [rows]
+        if self.unread:
+            parts = [torch.cat((part.new_zeros(self.unread, *part.shape[1:]), part)) for part in parts]
         return {name: part.clone().contiguous() for name, part in zip(self.names, parts, strict=True)}
 
 
@@ -57,6 +61,7 @@ class Plan:
         classifier: their tensor whose rows are the labels.
         tied: duplicate -> the tensor it must equal.
         buffers: derived tensor -> what it must be, given the one there.
+        constants: tensor of theirs that nothing of ours stands for -> what it must be, and is written as.
         ignored: regular expressions of tensors that hold no weights and whose values do not matter.
         other_heads: regular expressions of weights that the wanted head has no use for, such as those of next-sentence
             prediction. An importer may leave them out, and says so; ``from_reference`` takes them for left over.
@@ -70,6 +75,7 @@ class Plan:
     classifier: str
     tied: Mapping[str, str] = field(default_factory=dict)
     buffers: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
 
