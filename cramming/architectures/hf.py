@@ -149,8 +149,8 @@ class TransformersEncoder(Model):
         """What the network is called with: (B, S) -> (D, S)."""
         if self.leaks and layout.cells is not None:
             raise UserError(
-                f"arch={self._named} lets what is in padding change what it makes of the tokens beside it, so sequences "
-                "must be full: use data.layout=packed and train.separate_documents=false"
+                f"arch={self._named} lets what is in padding change the tokens beside it, so sequences must be full: "
+                "use data.layout=packed and train.separate_documents=false"
             )
         form = self._form(layout.length)
         if form is not None and self.network.config._attn_implementation != _FORMS[form]:

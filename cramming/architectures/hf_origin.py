@@ -104,9 +104,7 @@ def from_hub(model: str, load: Callable[..., T]) -> T:
     try:
         return load()
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"arch.model={model} is no folder here and not to be had from the hub: {line(error)}"
-        ) from error
+        raise UserError(f"arch.model={model} is no folder, and not to be had from the hub: {line(error)}") from error
 
 
 def _check_known(config: Any, chosen: Mapping[str, Any]) -> None:
@@ -202,9 +200,8 @@ def pretrained_network(model: str, config: Any, labels: int | None) -> Any:
     try:
         network, report = load() if folder.is_dir() else from_hub(model, load)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"arch.model={model}: its weights cannot be read: {' '.join(str(error).split())[:300]}"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"arch.model={model}: its weights cannot be read: {reason}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         _log.warning("arch.model=%s has no %s: fresh weights there", model, ", ".join(missing))

@@ -50,9 +50,7 @@ class HfConfig(ArchConfig):
             folder = Path(self.model).expanduser()
             meant = self.model.startswith((".", "/", "~")) or folder.exists()
             if meant and not (folder / "config.json").is_file():
-                raise UserError(
-                    f"arch.model={self.model} is no folder with a config.json in it: give another, or an id"
-                )
+                raise UserError(f"arch.model={self.model} is no folder with a config.json: give another, or an id")
 
     @property
     def layers(self) -> int:
