@@ -16,13 +16,20 @@ from torch import Tensor, nn
 from cramming.architectures.configs.m2 import M2Config
 from cramming.architectures.encoder import Classifier, Encoder, MaskedLanguageModel
 from cramming.architectures.initialization import initialize
-from cramming.architectures.layers import long_convolution
+from cramming.architectures.layers.axes import FIXED, Axes, Axis
 from cramming.architectures.layers.block_diagonal import BlockDiagonalGatedFeedForward
 from cramming.architectures.layers.embedding import Embeddings
 from cramming.architectures.layers.filters import GeneratedFilters
 from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
-from cramming.architectures.layers.long_convolution import SHORT, convolution_flops, transform_size
-from cramming.architectures.layers.unpadding import Layout, Queries
+from cramming.architectures.layers.long_convolution import (
+    SHORT,
+    Signals,
+    convolution_flops,
+    direct,
+    fft,
+    transform_size,
+)
+from cramming.architectures.layers.unpadding import Groups, Layout, Queries
 
 FORMS = ("fft", "direct")
 NORM_EPS = 1e-5  # of the norm before the mixer, whatever the model's other norms have
@@ -61,11 +68,21 @@ class SequenceMixer(nn.Module):
             nn.init.uniform_(parameter, -1 / math.sqrt(SHORT), 1 / math.sqrt(SHORT))
         self.filters.reset_parameters(std)
 
+    def growing_axes(self) -> dict[str, Axes]:
+        """The two gates and the values grow each by themselves."""
+        thirds, hidden = Axis(3, FIXED), self.output.in_features
+        return {
+            "input.weight": (thirds, hidden, hidden),
+            "input.bias": (thirds, hidden),
+            "short_weight": (thirds, hidden, Axis(1, FIXED), Axis(SHORT, FIXED)),
+            "short_bias": (thirds, hidden),
+        }
+
     def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
         """(T, H) -> (T, H), or (N, H) at ``queries``: all but the last product runs on every token."""
         if self.norm is not None:
             x = self.norm(x)
-        rows = self._on_grid(x, layout) if layout.groups is None else self._in_groups(x, layout)
+        rows = self._on_grid(x, layout) if layout.groups is None else self._in_groups(x, layout.groups)
         mixed: Tensor = self.output(rows if queries is None else queries.select(rows))
         return mixed
 
@@ -75,28 +92,21 @@ class SequenceMixer(nn.Module):
         projected = torch.addmm(self.input.bias[:, None], self.input.weight, x.t()).unflatten(1, shape)
         return self._convolved(projected, x.unflatten(0, shape).permute(2, 0, 1), layout.mask).flatten(1).t()
 
-    def _in_groups(self, x: Tensor, layout: Layout) -> Tensor:
+    def _in_groups(self, x: Tensor, groups: Groups) -> Tensor:
         """Sequences of similar length at a time: -> (T, H)."""
-        groups = layout.groups
-        assert groups is not None
-        projected = self.input(x)
-        parts = []
-        for group in groups.members:
-            channels = projected[group.rows].permute(2, 0, 1), x[group.rows].permute(2, 0, 1)
-            parts.append(group.take(self._convolved(*channels, group.mask).permute(1, 2, 0)))
-        return groups.join(parts)
+        grids = zip(groups.members, groups.spread(self.input(x)), groups.spread(x), strict=True)
+        mixed = [self._convolved(p.permute(2, 0, 1), u.permute(2, 0, 1), group.mask) for group, p, u in grids]
+        return groups.collect([channels.permute(1, 2, 0) for channels in mixed])
 
     @torch.compiler.disable  # complex numbers, and filters that are kept between calls
     def _convolved(self, projected: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         """(3H, B, S), (H, B, S), (B, S) -> (H, B, S)."""
         filters, length = self.filters, projected.shape[-1]
-        residual = x if filters.count == 2 else None
+        signals = Signals(projected, x if filters.count == 2 else None, mask)
         short = self.short_weight, self.short_bias
         if self.form == "direct" or projected.device.type == "meta":
-            taps = filters.taps(min(length, filters.length))
-            return long_convolution.direct(projected, residual, short, taps, filters.skips(), mask)
-        spectra = filters.spectra(transform_size(length, filters.length), length)
-        return long_convolution.fft(projected, residual, short, spectra, mask)
+            return direct(signals, short, filters.taps(min(length, filters.length)), filters.skips())
+        return fft(signals, short, filters.spectra(transform_size(length, filters.length), length))
 
 
 class M2Block(nn.Module):
@@ -202,7 +212,9 @@ class M2Classifier(_M2, Classifier):
         super().__init__(**_parts(config, vocab_size, max_positions))
         self.config = config
         dropout = config.dropout if config.classifier_dropout is None else config.classifier_dropout
-        self.head = ClassificationHead(config.hidden, labels, dropout, pooler="avg" if config.pool_all else "zero_index")
+        self.head = ClassificationHead(
+            config.hidden, labels, dropout, pooler="avg" if config.pool_all else "zero_index"
+        )
         self._initialize()
 
 

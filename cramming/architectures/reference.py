@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cramming.architectures.encoder import Encoder
 from cramming.architectures.layers.heads import ClassificationHead
-from cramming.architectures.references import FAMILIES, HEADS, MLM, REGRESSION, Plan, Source
+from cramming.architectures.references import FAMILIES, HEADS, MLM, REGRESSION, Plan, Source, completed
 from cramming.errors import UserError
 from cramming.suggest import nearest
 
@@ -28,7 +28,7 @@ def from_reference(family: str, config: Mapping[str, Any], state_dict: Mapping[s
 
     Args:
         family: whose checkpoint it is, a key of ``references.FAMILIES``.
-        config: the reference's own config.
+        config: the reference's own config; some families' tensors tell what it lacks.
         state_dict: the reference's own tensors; read only.
         head: ``mlm``, ``classification`` or ``regression``; the classifier's rows are the number of labels, and one
             label means squared error.
@@ -41,7 +41,7 @@ def from_reference(family: str, config: Mapping[str, Any], state_dict: Mapping[s
         raise UserError(f"no importer for family {family!r}{nearest(family, FAMILIES)}")
     if head not in HEADS:
         raise UserError(f"no head {head!r}{nearest(head, HEADS)}")
-    plan = FAMILIES[family](config, head)
+    plan = FAMILIES[family](completed(family, config, state_dict), head)
     labels = None if head == MLM else _labels(plan, state_dict, head)
     model = plan.arch.build(plan.vocab_size, plan.positions, labels)
     fill(model, plan, state_dict)
@@ -98,9 +98,7 @@ def _labels(plan: Plan, state_dict: Mapping[str, Tensor], head: str) -> int:
 
 
 @torch.no_grad()
-def fill(
-    model: nn.Module, plan: Plan, state_dict: Mapping[str, Tensor], *, without: Collection[str] = ()
-) -> nn.Module:
+def fill(model: nn.Module, plan: Plan, state_dict: Mapping[str, Tensor], *, without: Collection[str] = ()) -> nn.Module:
     """Copy every tensor of a checkpoint to its place, having checked that none is missing, left over or misshapen.
 
     Args:

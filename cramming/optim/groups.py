@@ -12,12 +12,12 @@ OWN = ("lr", "weight_decay")  # what a parameter may have of its own
 
 
 def parameter_groups(model: "torch.nn.Module", decay_norms: bool = False) -> "list[dict[str, Any]]":
-    """A model's trainable parameters as groups in torch's form: decayed, not decayed, and those with rates of their own.
+    """A model's trainable parameters as groups in torch's form: decayed, not decayed, with rate or decay of their own.
 
     Biases and the weights of normalization layers, which are the one-dimensional parameters, are not decayed: the group
     carries ``weight_decay=0``. What the model's ``parameter_options()`` says of a parameter wins: those with the same
-    learning rate and decay are a group, which carries them. The order is that of the model's parameters, so an optimizer
-    state can be taken up again by position. Tied parameters appear once.
+    learning rate and decay are a group, which carries them. The order is that of the model's parameters, so that an
+    optimizer's state can be taken up again by position. Tied parameters appear once.
 
     Args:
         model: any module; a ``Model`` may have ``parameter_options``.
@@ -50,5 +50,7 @@ def _own_options(model: "torch.nn.Module") -> Mapping[str, Mapping[str, float]]:
     names = {name for name, _ in model.named_parameters()}
     for name, options in own.items():
         if name not in names or not set(options) <= set(OWN):
-            raise UserError(f"options {dict(options)} of parameter {name!r}: there is none, or they are not among {OWN}")
+            raise UserError(
+                f"options {dict(options)} of parameter {name!r}: there is none, or they are not among {OWN}"
+            )
     return own

@@ -38,7 +38,7 @@ class M2Config(ArchConfig):
     kind: str = "m2"
     name: str = "m2"
     batch_size: int = 4096
-    vocab_size: int = 30528  # BERT's 30522, made a multiple of 8
+    vocab_size: int = 30522
     layers: int = 12
     hidden: int = 768
     intermediate: int = 3072  # width of the feed-forward part's gated middle
@@ -56,6 +56,7 @@ class M2Config(ArchConfig):
     training_additions: bool = False  # a norm before the mixer, as the released 80M model has (and no other)
     mask_padding: bool = True  # false: padding is text to the convolutions, as released models were trained
     pool_all: bool = False  # classify by the mean over tokens, not by the first one
+    pad_vocab_to: int = 8  # rows of the vocabulary are filled up to a multiple of this, which matrix units like
     token_types: int = 2  # pretraining uses type 0 only
     norm_eps: float = 1e-12
     init_std: float = 0.02
@@ -77,7 +78,7 @@ class M2Config(ArchConfig):
         super().__post_init__()
         self._at_least_one(
             "layers", "hidden", "intermediate", "blocks", "max_positions", "filter_length", "filter_order",
-            "token_types",
+            "pad_vocab_to", "token_types",
         )  # fmt: skip
         self._probabilities("classifier_dropout")
         for key in ("hidden", "intermediate"):
@@ -100,6 +101,5 @@ class M2Config(ArchConfig):
         positions = self._position_rows(seq_length, self.max_positions)
         from cramming.architectures.m2 import M2, M2Classifier
 
-        if labels is None:
-            return M2(self, vocab_size, positions)
-        return M2Classifier(self, vocab_size, positions, labels)
+        rows = self._padded(vocab_size, self.pad_vocab_to)
+        return M2(self, rows, positions) if labels is None else M2Classifier(self, rows, positions, labels)

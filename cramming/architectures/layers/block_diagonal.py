@@ -1,7 +1,7 @@
 """Linear layers whose matrix is block-diagonal, and the gated feed-forward part made of them.
 
-Shape legend: T tokens, I inputs, O outputs, b blocks, i = ceil(I / b) and o = ceil(O / b) inputs and outputs of a block,
-H hidden, W width between the two layers.
+Shape legend: T tokens, I inputs, O outputs, b blocks, i = ceil(I / b) and o = ceil(O / b) inputs and outputs of a
+block, H hidden, W width between the two layers.
 
 One of Monarch's two factors (https://arxiv.org/abs/2204.00595) without its permutation, as M2-BERT has it: channels of
 different blocks meet in the dense layers around it only.
@@ -12,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cramming.architectures.layers.axes import FIXED, WIDTH, Axes, Axis
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -36,6 +38,12 @@ class BlockDiagonalLinear(nn.Module):
         if self.bias is not None:
             bound = 1 / math.sqrt(self.outputs)
             nn.init.uniform_(self.bias, -bound, bound)
+
+    def growing_axes(self) -> dict[str, Axes]:
+        """Several blocks of a wider model would hold other channels than their first ones: they must not grow."""
+        blocks, rows, columns = self.weight.shape
+        kind = WIDTH if blocks == 1 else FIXED
+        return {"weight": (Axis(blocks, FIXED), Axis(rows, kind), Axis(columns, kind))}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
@@ -66,6 +74,11 @@ class BlockDiagonalGatedFeedForward(nn.Module):
         self.contract = BlockDiagonalLinear(width, hidden, blocks)
         # A block of values then stands beside one of gates, and is the inputs of two blocks of the outer layer.
         self.paired = blocks % 2 == 0 and hidden % blocks == 0 and width % blocks == 0
+
+    def growing_axes(self) -> dict[str, Axes]:
+        """Gates and values of a single block grow each by themselves."""
+        blocks, rows, columns = self.expand.weight.shape
+        return {"expand.weight": (Axis(1, FIXED), Axis(2, FIXED), rows // 2, columns)} if blocks == 1 else {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""

@@ -27,21 +27,25 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
 from cramming.architectures.layers.long_convolution import spectra_of
 
 HIDDEN_LAYERS = 3  # of the network
 FASTEST_DECAY, SLOWEST_DECAY, TARGET = 0.3, 1.5, 1e-2  # a channel has decayed to the target at this share of L
 KEPT_SIZES = 4  # spectra of so many transform sizes; they are powers of two, so all take less than twice the largest
 
-_steps_taken = 0  # by any optimizer of this process
+
+class _Steps:
+    """How many steps optimizers of this process have taken."""
+
+    taken = 0
+
+    @classmethod
+    def count(cls, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cls.taken += 1
 
 
-def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    global _steps_taken
-    _steps_taken += 1
-
-
-register_optimizer_step_post_hook(_count_step)
+register_optimizer_step_post_hook(_Steps.count)
 
 
 class GeneratedFilters(nn.Module):
@@ -74,11 +78,11 @@ class GeneratedFilters(nn.Module):
         frequency: float = 10.0,
     ) -> None:
         super().__init__()
-        self.channels, self.length = channels, length
+        self.channels, self.length, self.start = channels, length, float(frequency)
         self.count, self.directions = filters, 2 if bidirectional else 1
         networks = self.count * self.directions
         self.features = nn.Parameter(positional_features(length, features).repeat(filters, 1, 1))  # (K, L, E)
-        self.frequency = nn.Parameter(torch.full((filters, width), frequency))
+        self.frequency = nn.Parameter(torch.full((filters, width), self.start))
         self.skip = nn.Parameter(torch.empty(filters * channels))
         # Matrices of all networks one below the other: filter by filter, forward before backward.
         shapes = ((width, features), *[(width, width)] * (HIDDEN_LAYERS - 1), (channels, width))
@@ -109,6 +113,30 @@ class GeneratedFilters(nn.Module):
         for bias in self.biases:
             nn.init.zeros_(bias)
         nn.init.normal_(self.skip)
+
+    def growing_axes(self) -> dict[str, Axes]:
+        """Networks stay apart; features of a position are what they are; there are more positions in longer filters."""
+        networks = Axis(self.count * self.directions, FIXED)
+        rows, features = self.features.shape[1:]
+        axes: dict[str, Axes] = {
+            "features": (Axis(self.count, FIXED), Axis(rows, POSITIONS), Axis(features, FIXED)),
+            "frequency": (Axis(self.count, FIXED), self.frequency.shape[1]),
+            "skip": (Axis(self.count, FIXED), self.channels),
+        }
+        for layer, weight in enumerate(self.weights):
+            columns = Axis(features, FIXED) if layer == 0 else weight.shape[1]
+            axes[f"weight_{layer}"] = (networks, weight.shape[0] // networks.size, columns)
+        return axes | {
+            f"bias_{layer}": (networks, len(bias) // networks.size) for layer, bias in enumerate(self.biases)
+        }
+
+    def formulas(self) -> dict[str, Tensor]:
+        """Features and frequencies as training finds them."""
+        features = positional_features(self.length, self.features.shape[2])
+        return {
+            "features": features.expand_as(self.features),
+            "frequency": torch.full(self.frequency.shape, self.start),
+        }
 
     def taps(self, rows: int | None = None) -> Tensor:
         """The first R taps, by autograd as written above: -> (K, D, C, R); None: all L."""
@@ -166,7 +194,7 @@ class GeneratedFilters(nn.Module):
         """What changes when weights are written, except in place behind torch's back (``weight.data``)."""
         sources = self._sources()
         versions = [None if p.is_inference() else p._version for p in sources]
-        return _steps_taken, *versions, *(p.data_ptr() for p in sources)
+        return _Steps.taken, *versions, *(p.data_ptr() for p in sources)
 
     def _gradients(self, of_circle: Tensor, hidden: list[Tensor], length: int) -> list[Tensor]:
         """Gradients of the weights from those of the filters around the circle, (K, C, n).

@@ -3,8 +3,8 @@
 Shape legend: C channels, B sequences, S positions, R taps of one direction, n points of a transform, F = n/2 + 1
 frequencies, K = 1 or 2 long filters (that of the gated signal; that of the input beside it).
 
-Monarch Mixer's sequence mixer (https://arxiv.org/abs/2310.12109, as in its BERT): with x1, x2 and v the three thirds of a
-projection of the input u, each passed through a causal convolution of three taps,
+Monarch Mixer's sequence mixer (https://arxiv.org/abs/2310.12109, as in its BERT): with x1, x2 and v the three thirds of
+a projection of the input u, each passed through a causal convolution of three taps,
 
     y = x2 * longconv(x1 * v) + longconv'(u)
     longconv(s)[t] = sum_{d >= 0} forward[d] s[t - d] + sum_{d >= 1} backward[d - 1] s[t + d] + skip s[t].
@@ -14,7 +14,7 @@ in a core's cache, nothing kept for backward but the projection and the input.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,23 +61,37 @@ def spectra_of(taps: Tensor, skip: Tensor, points: int) -> Tensor:
     return torch.fft.rfft(circle)
 
 
-def direct(
-    projected: Tensor, residual: Tensor | None, short: tuple[Tensor, Tensor], taps: Tensor, skip: Tensor, mask: Any
-) -> Tensor:
+class Signals(NamedTuple):
+    """What is convolved.
+
+    Attributes:
+        projected: (3C, B, S), the channels of x1, of x2, of v.
+        residual: u, (C, B, S), for the second filter; None: there is none.
+        mask: (B, S), true where a token is; others do not exist for the long convolutions. None: all are tokens.
+    """
+
+    projected: Tensor
+    residual: Tensor | None
+    mask: Tensor | None
+
+
+Short = tuple[Tensor, Tensor]  # the short convolution's weight (3C, 1, 3) and bias (3C,)
+
+
+def direct(signals: Signals, short: Short, taps: Tensor, skip: Tensor) -> Tensor:
     """The definition, in O(S^2) and by autograd: -> (C, B, S).
 
     Args:
-        projected: (3C, B, S), the channels of x1, of x2, of v.
-        residual: u, (C, B, S), for the second filter; None: there is none.
-        short: the short convolution's weight (3C, 1, 3) and bias (3C,).
+        signals: see there.
+        short: see there.
         taps: (K, 1 or 2, C, R): forward, and where there are two backward; lags beyond R have none.
         skip: (K, C).
-        mask: (B, S), true where a token is: others do not exist for the long convolutions. None: everywhere.
     """
+    projected, residual, mask = signals
     length, wide = projected.shape[-1], torch.promote_types(projected.dtype, torch.float32)
     weight, bias = (part.to(wide) for part in short)
-    signals = F.conv1d(projected.to(wide).transpose(0, 1), weight, bias, padding=SHORT - 1, groups=weight.shape[0])
-    first, second, values = signals[..., :length].chunk(3, dim=1)
+    thirds = F.conv1d(projected.to(wide).transpose(0, 1), weight, bias, padding=SHORT - 1, groups=weight.shape[0])
+    first, second, values = thirds[..., :length].chunk(3, dim=1)
     mixed = second * _direct_long(first * values, taps[0], skip[0], mask)
     if residual is not None:
         mixed = mixed + _direct_long(residual.to(wide).transpose(0, 1), taps[1], skip[1], mask)
@@ -94,11 +108,9 @@ def _direct_long(signal: Tensor, taps: Tensor, skip: Tensor, mask: Tensor | None
     return F.conv1d(padded, kernel[:, None], groups=kernel.shape[0])
 
 
-def fft(
-    projected: Tensor, residual: Tensor | None, short: tuple[Tensor, Tensor], spectra: Tensor, mask: Tensor | None
-) -> Tensor:
-    """``direct`` by transforms: -> (C, B, S). ``spectra``: (K, C, F), as ``spectra_of`` gives; see there for the rest."""
-    mixed: Tensor = _Gated.apply(projected, residual, *short, spectra, mask)  # type: ignore[no-untyped-call]
+def fft(signals: Signals, short: Short, spectra: Tensor) -> Tensor:
+    """``direct`` by transforms: -> (C, B, S). ``spectra``: (K, C, F), as ``spectra_of`` gives."""
+    mixed: Tensor = _Gated.apply(*signals, *short, spectra)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -106,19 +118,12 @@ class _Gated(torch.autograd.Function):
     """Everything between the two projections, worked out again in backward, where transforms are cheap."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        projected: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        spectra: Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """(3C, B, S), (C, B, S), (3C, 1, 3), (3C,), (K, C, F), (B, S) -> (C, B, S)."""
-        ctx.save_for_backward(projected, residual, weight, bias, spectra, mask)
-        work = _Work(projected, residual, weight, bias, spectra, mask)
-        mixed = projected.new_empty(work.shape)
+    def forward(ctx: Any, *given: Tensor | None) -> Tensor:
+        """``Signals``, ``Short``, (K, C, F) -> (C, B, S)."""
+        ctx.save_for_backward(*given)
+        work = _Work(*given)
+        residual = work.signals.residual
+        mixed = work.signals.projected.new_empty(work.shape)
         for part in work.parts():
             _, (first, second, values) = work.short(part)
             y = work.back(work.there(first, values).mul_(work.of(0, part))).mul_(second)
@@ -131,12 +136,12 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(C, B, S) -> gradients of what ``forward`` was given."""
-        projected, residual, weight, bias, spectra, mask = ctx.saved_tensors
-        work = _Work(projected, residual, weight, bias, spectra, mask)
-        of_projected = torch.empty_like(projected).unflatten(0, (3, -1))
+        work = _Work(*ctx.saved_tensors)
+        residual = work.signals.residual
+        of_projected = torch.empty_like(work.signals.projected).unflatten(0, (3, -1))
         of_residual = None if residual is None else torch.empty_like(residual)
         of_weight, of_bias = (torch.empty_like(part, dtype=work.wide) for part in (work.weight, work.bias))
-        of_spectra = torch.empty_like(spectra)
+        of_spectra = torch.empty_like(work.spectra)
         for part in work.parts():
             y = gradient[part].to(work.wide)
             thirds, (first, second, values) = work.short(part)
@@ -154,22 +159,21 @@ class _Gated(torch.autograd.Function):
                 of_spectra[1, part] = (work.there(residual[part]).conj() * incoming).sum(1)
                 of_residual[part] = work.back(incoming.mul_(work.of(1, part).conj()), masked=True)
         of_spectra *= work.weights()
-        short = of_weight.view(weight.shape).to(weight.dtype), of_bias.view(bias.shape).to(bias.dtype)
-        return of_projected.flatten(0, 1), of_residual, *short, of_spectra, None
+        dtype = ctx.saved_tensors[3].dtype
+        short = of_weight.flatten(0, 1)[:, None].to(dtype), of_bias.flatten().to(dtype)
+        return of_projected.flatten(0, 1), of_residual, None, *short, of_spectra
 
 
 class _Work:
     """The steps of ``_Gated`` on ``part``, a slice of a few channels c, at least in float32."""
 
-    def __init__(
-        self,
-        projected: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        spectra: Tensor,
-        mask: Tensor | None,
-    ) -> None:
+    def __init__(self, *given: Tensor | None) -> None:
+        self.signals = Signals(*given[:3])  # type: ignore[arg-type]
+        projected, mask = self.signals.projected, self.signals.mask
+        weight, bias, spectra = given[3:]
+        assert weight is not None
+        assert bias is not None
+        assert spectra is not None
         self.wide = torch.promote_types(projected.dtype, torch.float32)
         self.projected = projected.unflatten(0, (3, -1))
         self.shape = self.projected.shape[1:]  # C, B, S

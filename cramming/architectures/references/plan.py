@@ -1,8 +1,9 @@
 """What an importer or exporter needs to know of a family's checkpoints; the family makes it from its own config.
 
 A family's file registers three functions: ``family`` (their config -> ``Plan``), ``detector`` (is this checkpoint of
-that family?) and, for each kind of architecture of ours that it can express, ``writer`` (our options -> their config).
-An exporter inverts ``Plan.sources``, so that reading and writing cannot disagree.
+that family?) and, for each kind of architecture of ours that it can express, ``writer`` (our options -> their config);
+and ``completer`` where its configs leave out what the shapes of tensors tell. An exporter inverts ``Plan.sources``, so
+that reading and writing cannot disagree.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -83,9 +84,12 @@ class Plan:
 Planner = Callable[[Mapping[str, Any], str], Plan]  # their config, kind of head
 Detector = Callable[[Mapping[str, Any], Collection[str]], bool]  # their config, names of their tensors
 Writer = Callable[[ArchConfig, int, int], tuple[str, dict[str, Any]]]  # our options, V, longest sequence in tokens
+Shapes = Mapping[str, tuple[int, ...]]  # of their tensors, by name
+Completer = Callable[[Mapping[str, Any], Shapes], dict[str, Any]]
 FAMILIES: dict[str, Planner] = {}
 DETECTORS: dict[str, Detector] = {}
 WRITERS: dict[str, Writer] = {}
+COMPLETERS: dict[str, Completer] = {}
 
 
 def family(name: str) -> Callable[[Planner], Planner]:
@@ -125,6 +129,23 @@ def writer(kind: str) -> Callable[[Writer], Writer]:
         return write
 
     return register
+
+
+def completer(name: str) -> Callable[[Completer], Completer]:
+    """Decorator: ``f(config, shapes)`` gives a config of the family ``name`` with what it lacks and tensors tell."""
+
+    def register(complete: Completer) -> Completer:
+        COMPLETERS[name] = complete
+        return complete
+
+    return register
+
+
+def completed(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """A config of the family ``name``, completed from its checkpoint's tensors if the family knows how."""
+    if name not in COMPLETERS:
+        return config
+    return COMPLETERS[name](config, {tensor: tuple(value.shape) for tensor, value in tensors.items()})
 
 
 def entry(config: Mapping[str, Any], path: str) -> Any:
