@@ -15,6 +15,7 @@ import torch
 from cramming import registry, resolve
 from cramming.batch import Batch
 from cramming.calibration import Target
+from cramming.checkpoint import checkpoints
 from cramming.config import ImplConfig, PretrainConfig, TrainConfig
 from cramming.costs import build_costs
 from cramming.data.config import DataConfig
@@ -23,6 +24,7 @@ from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
 from cramming.engine import Engine, is_out_of_memory
 from cramming.errors import UserError
+from cramming.exchange import initializing
 from cramming.hashing import key
 from cramming.method import Chain, Method
 from cramming.model import Model
@@ -69,9 +71,10 @@ class Parts:
             max_skipped_steps=train.max_skipped_steps,
         )
 
-    def spare_engine(self, resolved: Resolved) -> Engine:
-        """An engine on a model of its own that pays nothing, for passes that are no part of a run."""
-        return self.engine(self.model(), Clock({"main": StepsCost()}, sys.float_info.max), resolved)
+    def spare_engine(self, resolved: Resolved, model: Model | None = None) -> Engine:
+        """An engine that pays nothing, for passes that are no part of a run: on a model of its own, or on this one."""
+        own = self.model() if model is None else model.to(self.device)
+        return self.engine(own, Clock({"main": StepsCost()}, sys.float_info.max), resolved)
 
     def stream(self, store: TokenStore, mask_rate: Callable[[], float]) -> Stream:
         """The run's stream of masked sequences.
@@ -182,6 +185,8 @@ def build_run(
             f"sequences that share one random draw; use a divisor of {common}"
         )
     model = parts.model()
+    if config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
+        initializing.record(run_dir, initializing.initialize(model, config, store.tokenizer))
     torch.set_num_threads(resolve.available_cores())  # prices are those of the whole machine, whatever ``impl`` uses
     costs = build_costs(
         config.rst,
@@ -243,7 +248,7 @@ def target_of(parts: Parts, precision: str) -> Target:
 def calibrate_command(parts: Parts) -> str:
     """What a person types to measure a table for a run; options of ``arch`` that were changed one by one are theirs."""
     config = parts.config
-    words = [f"arch={config.arch.name}"]
+    words = [f"arch={config.arch.name}" if config.init_from is None else f"init_from={config.init_from}"]
     if parts.seq_length != DataConfig.seq_length:
         words.append(f"data.seq_length={parts.seq_length}")
     if parts.vocab_size != config.arch.vocab_size:

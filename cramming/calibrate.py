@@ -13,9 +13,12 @@ from cramming.calibration import calibrate
 from cramming.cli import compose, run_command
 from cramming.config import ImplConfig, PretrainConfig
 from cramming.costs import CalibrateConfig
+from cramming.data.config import OF_CHECKPOINT, TRAINED_HERE
 from cramming.data.tokenizer import Tokenizer, is_local
 from cramming.data.tokenizer_hub import from_hub
 from cramming.errors import UserError
+from cramming.exchange.importing import Request
+from cramming.exchange.opening import opened
 from cramming.progress import share_of
 from rst.table import CostTable, TableError
 from rst.work import Work
@@ -130,8 +133,10 @@ def _show(table: CostTable, device: str, length: int) -> None:
 
 def _vocab_size(config: PretrainConfig) -> int:
     """The vocabulary runs of this configuration have."""
-    if config.data.tokenizer == "train":
+    if config.data.tokenizer == TRAINED_HERE:
         return int(config.data.vocab_size)
+    if config.data.tokenizer == OF_CHECKPOINT:
+        return opened(str(config.init_from), config.base_dir, Request(head=config.init_head)).vocab_size
     name = config.data.tokenizer
     return (Tokenizer.load(Path(name).expanduser()) if is_local(name) else from_hub(name)).vocab_size
 

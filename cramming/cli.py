@@ -35,6 +35,7 @@ Pretrain a masked language model inside a fixed compute budget.
   python pretrain_bert.py name=first data=python_docs arch=bert_small budget=10m
   python pretrain_bert.py -m name=sweep seed=0,1,2 method=none,layer_stacking ...
   python pretrain_bert.py name=mixed data.mix='{{wikipedia: 0.7, python_docs: 0.3}}'    shares of several corpora
+  python pretrain_bert.py name=more init_from=first budget=1    begin with the weights of a run, folder or hub id
 
 A run lives in <base_dir>/<name>/; the same command again resumes it.
 
@@ -272,7 +273,13 @@ def _expanded(argv: Sequence[str]) -> list[str]:
     """The words as Hydra is to read them: quoted where they must be, ``data.mix=`` with what it stands for."""
     from cramming.data.mixture_words import expanded  # needs the registered data configs
 
-    return expanded([_quoted(word) for word in argv])
+    words = expanded([_quoted(word) for word in argv])
+    given = next((word.partition("=")[2] for word in reversed(argv) if word.startswith("init_from=")), "null")
+    if given in ("", "null"):
+        return words
+    from cramming.exchange.initializing import adopted  # needs torch, which --help must not import
+
+    return [*words, *adopted(given.strip("'\""), argv, CONFIG_DIR / "experiment")]
 
 
 def _quoted(word: str) -> str:

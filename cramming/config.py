@@ -17,12 +17,15 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cramming import registry
+from cramming.data.config import OF_CHECKPOINT, TRAINED_HERE
 from cramming.errors import UserError
 from cramming.lengths import MODES, BatchSize, Lengths
 from cramming.recording.config import WandbConfig
+from cramming.suggest import nearest
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 _UNITS_H = {"": 1.0, "h": 1.0, "m": 1 / 60, "min": 1 / 60, "s": 1 / 3600, "d": 24.0}
+INIT_HEADS = ("mlm", "fresh")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Nodes whose dataclass is chosen by their ``kind``: path in the tree -> registry group.
 CHOSEN = {
@@ -94,6 +97,11 @@ class PretrainConfig:
     resume: bool = True
     free: list[str] = field(default_factory=list)  # accounts of the clock that are written down but not counted
     from_run: str | None = None
+    init_from: str | None = None  # weights to begin with: a run, an exported or Hugging Face folder, a file, a hub id
+    init_head: str = "mlm"  # its head as well; fresh: a new one, for checkpoints of an encoder alone
+    init_width: str | None = None  # how a larger model gets wider: tile, centre
+    init_depth: str | None = None  # and deeper: stack, interleave
+    init_positions: str | None = None  # and its tables of positions another length: tile, interpolate, cut
     arch: Any = MISSING
     data: Any = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -189,6 +197,8 @@ def typed(config: DictConfig) -> PretrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(_plain(error)) from error
     assert isinstance(result, PretrainConfig)
+    if result.init_from is not None and result.data.tokenizer == TRAINED_HERE:  # its words would be others
+        result.data.tokenizer = OF_CHECKPOINT
     check(result)
     return result
 
@@ -209,6 +219,7 @@ def check(config: PretrainConfig) -> None:
         raise UserError(
             f"stop_at={config.stop_at} lies after the end of budget={config.budget}; give at most the budget"
         )
+    _check_init(config)
     train, impl = config.train, config.impl
     _positive("train.batch_size", train.batch_size)
     if train.batch_size_initial is not None:
@@ -251,6 +262,20 @@ def check(config: PretrainConfig) -> None:
         raise UserError(
             f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one of them"
         )
+
+
+def _check_init(config: PretrainConfig) -> None:
+    if config.init_head not in INIT_HEADS:
+        raise UserError(f"init_head={config.init_head} is not known{nearest(config.init_head, INIT_HEADS)}")
+    if config.init_from is not None:
+        return
+    for key in ("init_width", "init_depth", "init_positions"):
+        if getattr(config, key) is not None:
+            raise UserError(f"{key}={getattr(config, key)} says how a checkpoint grows: name one with init_from=")
+    if config.init_head == "fresh":
+        raise UserError("init_head=fresh is for the weights of a checkpoint: name one with init_from=")
+    if config.data.tokenizer == OF_CHECKPOINT:
+        raise UserError(f"data.tokenizer={OF_CHECKPOINT} is that of init_from=: name one, or use data.tokenizer=train")
 
 
 def _check_lengths(config: PretrainConfig) -> None:

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cramming import resolve
 from cramming.batch import Batch
 from cramming.cli import load_schemas, parse, run_command
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
-from cramming.evaluation.trained import Selection, find, load_model, load_tokenizer
+from cramming.evaluation.trained import Selection, selected
 from cramming.model import Model
 
 _USAGE = """\
-Fill the masks of a sentence with a trained run's likeliest words.
+Fill the masks of a sentence with a trained model's likeliest words.
 
   python -m cramming.fill_mask name=first "Paris is the [MASK] of France."
+  python -m cramming.fill_mask checkpoint=exported/first "Paris is the [MASK] of France."
 
-Options: name, base_dir=outputs, checkpoint, top=5"""
+Options: name, base_dir=outputs, checkpoint (a run's, a folder, a file or a hub id), top=5"""
 
 
 @dataclass
@@ -83,12 +85,12 @@ def command(argv: list[str]) -> None:
     if options.top < 1:
         raise UserError(f"top={options.top} must be at least 1")
     load_schemas()
-    found = find(options)
-    tokenizer = load_tokenizer(found)
-    model = load_model(found, tokenizer.vocab_size)
+    weights, _ = selected(options)
+    assert weights.tokenizer is not None
+    model = weights.model().to(resolve.device())
     for text in texts:
         print(text)
-        for row in fill(model, tokenizer, text, options.top):
+        for row in fill(model, weights.tokenizer, text, options.top):
             print("  " + "  ".join(f"{token} {probability:.1%}" for token, probability in row))
 
 

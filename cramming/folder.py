@@ -27,7 +27,9 @@ _MAY_DIFFER = (
 )  # fmt: skip
 _PLACE_OF_A_SOURCE = re.compile(r"data(\.sources\.[^.]+)+\.path")  # what data.path is to a mixture's sources
 _BEGUN = "metrics.jsonl"  # opened when training begins
-_MADE_BY_A_RUN = ("config.yaml", "resolved.json", "rst.json", "metrics.jsonl", "summary.json", "curves.png")
+_MADE_BY_A_RUN = (
+    "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png"
+)  # fmt: skip
 
 
 @contextmanager

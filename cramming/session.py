@@ -21,6 +21,8 @@ from cramming.build import Parts, build_method, build_run, check_accounts, split
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
+from cramming.exchange import initializing
+from cramming.exchange.imported import refuse_imported
 from cramming.peak import peak_flops_per_s
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
@@ -58,10 +60,12 @@ def pretrain(config: PretrainConfig) -> None:
     resolved = resolve.resolve(config.impl, None)  # refuse an impossible precision before any work
     torch.set_num_threads(resolved.threads)
     check_accounts(config.free, build_method(config.method, config.train.optim.needs_method))
+    refuse_imported(run_dir)
     if config.resume:
         folder.check_same(config, run_dir)  # refuse another configuration before any work
     with logging_to(None):
-        store = prepare(config.data, Path(config.data_dir), progress=progress_for())
+        data = initializing.data_of(config, run_dir)
+        store = prepare(data, Path(config.data_dir), progress=progress_for())
         split_of(store, config)  # refuse a corpus smaller than a batch
         with folder.held(run_dir), logging_to(run_dir / "run.log"):
             if not config.resume:
@@ -89,7 +93,8 @@ class Session:
         self.resolved = resolved
         self.impl = run.config.impl
         self.unit_s = run.config.rst.unit_s
-        self.about = about(run)
+        self.initial = initializing.recorded(run_dir)  # None: its first weights were drawn
+        self.about = about(run) | ({"init_from": self.initial} if self.initial else {})
         run.notes = {
             "elapsed_s": 0.0,  # wall seconds in all, over every process that worked on the run
             "train_wall_s": 0.0,  # of them, in steps
@@ -132,6 +137,8 @@ class Session:
             self._trackers = trackers
             self._pace = Pace(run.clock.progress)
             stack.enter_context(self._signals())
+            if self.initial and not checkpoint.checkpoints(self.run_dir / "checkpoints"):
+                self.save([])  # from here on the run needs the checkpoint it began with no more
             self._step_begins()
             summary = self._finish(self._train(), device)
         print(summary_table(summary))
@@ -251,6 +258,7 @@ class Session:
             "data_fingerprint": run.stream.store.fingerprint,
             "cost_table": run.config.rst.kind,
             "free": list(run.config.free),
+            **({"init_from": self.initial} if self.initial else {}),
             "fast_paths": {**asdict(self.resolved), **run.model.fast_paths()},
             "git_revision": git_revision(),
             "environment": environment(device),

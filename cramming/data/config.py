@@ -13,6 +13,7 @@ from cramming.suggest import nearest
 if TYPE_CHECKING:
     from cramming.data.store import TokenStore
 
+TRAINED_HERE, OF_CHECKPOINT = "train", "checkpoint"  # tokenizers that have no place or name of their own
 LAYOUTS = ("packed", "document")
 REVERSED = "reverse_"  # in front of an order
 CURRICULA = ("rarity", "sentence_length", "word_length", "fragments")
@@ -33,7 +34,8 @@ class DataConfig:
     seq_length: int = 128  # tokens in a sequence
     layout: str = "packed"  # packed: documents joined and cut; document: one document per sequence, padded
     row_cls: bool = True  # packed sequences begin with [CLS]
-    tokenizer: str = "train"  # train, or a folder, a tokenizer.json, a vocab.txt, or a Hugging Face name
+    # train, or a folder, a tokenizer.json, a vocab.txt, or a Hugging Face name; with init_from: checkpoint, its own
+    tokenizer: str = TRAINED_HERE
     vocab_size: int = 8192  # of the tokenizer trained here; a foreign one brings its own
     tokenizer_kind: str = "auto"  # of the tokenizer trained here: wordpiece, bpe or unigram; auto: by the text's script
     # What the tokenizer does to text first, in this order, such as [nfkc,lowercase]; null: as its kind usually does.

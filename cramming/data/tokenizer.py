@@ -45,9 +45,12 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
-        # Keys sorted, so that the hash does not depend on how a library orders them.
-        self._json = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False)
-        self.sha256: str = hashlib.sha256(self._json.encode()).hexdigest()
+        # Keys sorted, so that the hash does not depend on how a library orders them; without the template that puts
+        # special tokens around a text, which is never used here and which exporting adds.
+        parts = json.loads(backend.to_str())
+        self._json = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+        alone = json.dumps(parts | {"post_processor": None}, sort_keys=True, ensure_ascii=False)
+        self.sha256: str = hashlib.sha256(alone.encode()).hexdigest()
         vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
         ids = {role: _first(vocabulary, spellings) for role, spellings in _SPELLINGS.items()}
@@ -137,6 +140,10 @@ class Tokenizer:
         """The piece with this id."""
         piece: str | None = self._backend.id_to_token(int(token_id))
         return f"<{token_id}>" if piece is None else piece
+
+    def to_json(self) -> str:
+        """All of it, as ``tokenizer.json`` has it."""
+        return self._json
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` (which Hugging Face's libraries read, too) into ``folder``."""

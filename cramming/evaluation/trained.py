@@ -1,15 +1,24 @@
-"""A trained run as a model to ask."""
+"""A trained model to ask: of a run, or of a checkpoint of any origin."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from cramming import folder, resolve
 from cramming.build import Parts, build_method
+from cramming.cli import compose
+from cramming.config import PretrainConfig
+from cramming.data.config import TRAINED_HERE
 from cramming.data.preparation import prepare
-from cramming.data.tokenizer import Tokenizer
+from cramming.data.store import TokenStore
 from cramming.errors import UserError
+from cramming.exchange import initializing
+from cramming.exchange.imported import is_imported
+from cramming.exchange.opening import opened
+from cramming.exchange.places import locate
+from cramming.exchange.weights import Weights, of_run
 from cramming.model import Model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
@@ -18,64 +27,53 @@ from cramming.train import Run
 from rst.clock import Clock
 from rst.costs import StepsCost
 
+_TOKENS = 128  # of a validation sequence, where neither the model nor the user says
+
 
 @dataclass
 class Selection:
-    """Options every command has that reads a run."""
+    """Options every command has that reads a trained model."""
 
     name: str | None = None
     base_dir: str = "outputs"
     checkpoint: str | None = None
 
 
-def find(options: Selection) -> folder.Found:
-    """The run and checkpoint asked for; says which, if no name was given.
+def find(options: Selection) -> folder.Found | None:
+    """The run and checkpoint asked for; says which. None where what is asked for is no run.
 
     Raises:
         UserError: no such run or checkpoint.
     """
-    found = folder.find(options.base_dir, options.name, options.checkpoint)
+    given = options.checkpoint
+    if given is None or given.startswith("@"):
+        found = folder.find(options.base_dir, options.name, given)
+    else:
+        place = locate(given, options.base_dir)
+        if place.run is None:
+            return None
+        found = place.run
     print(found)
     return found
 
 
-def stored_resolution(found: folder.Found) -> Resolved:
-    """How the run computed, on this machine's device."""
-    resolved = resolve.resolve(found.config.impl, resolve.read(found.run_dir))
-    torch.set_num_threads(resolved.threads)
-    return resolved
-
-
-def load_tokenizer(found: folder.Found) -> Tokenizer:
-    """The tokenizer the run was trained with, kept in its folder.
+def selected(options: Selection) -> tuple[Weights, folder.Found | None]:
+    """The checkpoint asked for, whatever it is; and the run it is of, if it is one's.
 
     Raises:
-        UserError: it is missing, or is not the one the checkpoint was trained with.
+        UserError: no such checkpoint, or it cannot be used.
     """
-    place = found.run_dir / "tokenizer"
-    if not place.is_dir():
-        raise UserError(f"{place} is missing: the run's tokenizer is needed to read text")
-    tokenizer = Tokenizer.load(place)
-    if tokenizer.sha256 != found.checkpoint.manifest().get("tokenizer_sha256"):
-        raise UserError(f"{place} is not the tokenizer that checkpoint {found.checkpoint.folder} was trained with")
-    return tokenizer
-
-
-def load_model(found: folder.Found, vocab_size: int) -> Model:
-    """The checkpoint's weights in their model, ready to be asked.
-
-    Raises:
-        UserError: a damaged checkpoint, or one of another architecture.
-    """
-    config = found.config
-    model = config.arch.build(vocab_size, config.data.seq_length)
-    state = found.checkpoint.read()
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"checkpoint {found.checkpoint.folder} is of another architecture: {reason}") from error
-    return model.eval().to(resolve.device())  # type: ignore[no-any-return]
+    found = find(options)
+    if found is not None:
+        return of_run(found), found
+    assert options.checkpoint is not None
+    weights = opened(options.checkpoint, options.base_dir)
+    if weights.tokenizer is None:
+        raise UserError(
+            f"checkpoint={options.checkpoint} has no tokenizer beside it: import it with its own, "
+            f"python -m cramming.import_checkpoint checkpoint={options.checkpoint} tokenizer=... name=..."
+        )
+    return weights, None
 
 
 def load_run(found: folder.Found) -> Run:
@@ -84,16 +82,69 @@ def load_run(found: folder.Found) -> Run:
     Raises:
         UserError: a damaged checkpoint, or one of another architecture, tokenizer or corpus.
     """
+    if is_imported(found.run_dir):
+        raise UserError(f"{found.name} was imported and has no corpus of its own: name one, such as data=python_docs")
     config = found.config
-    resolved = stored_resolution(found)
-    store = prepare(config.data, Path(config.data_dir), progress=progress_for())
-    parts = Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device))
-    engine = parts.spare_engine(resolved)
+    resolved = resolve.resolve(config.impl, resolve.read(found.run_dir))
+    torch.set_num_threads(resolved.threads)
+    store = prepare(initializing.data_of(config, found.run_dir), Path(config.data_dir), progress=progress_for())
+    run = _run(config, Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device)), store, resolved)
+    check_fits(found.checkpoint, about(run))
+    run.method.setup(run)
+    run.load_state_dict(found.checkpoint.read())
+    return run
+
+
+def with_data(weights: Weights, found: folder.Found | None, words: Sequence[str]) -> Run:
+    """A model on a corpus of one's own choice; for looking, not for training on.
+
+    Args:
+        weights: the model.
+        found: the run it is of, whose method may lend other weights to validation.
+        words: options of ``pretrain_bert.py`` that choose the corpus: ``data=``, ``data.<key>=``, ``data_dir=``.
+
+    Raises:
+        UserError: an option that does not exist, a corpus that cannot be used, or sequences too long for the model.
+    """
+    tokenizer = weights.tokenizer
+    assert tokenizer is not None
+    model = weights.model()
+    longest = int(model.max_positions)
+    known = [f"data.seq_length={min(longest, _TOKENS) if found is None else weights.seq_length}"]
+    if found is not None and not is_imported(found.run_dir):
+        known.append(f"data.layout={found.config.data.layout}")
+    composed = compose([*known, "rst=steps", *words])
+    if composed.data.seq_length > longest:
+        raise UserError(
+            f"data.seq_length={composed.data.seq_length} is longer than the {longest} positions of {weights.title}"
+        )
+    if composed.data.tokenizer != type(composed.data)().tokenizer:
+        raise UserError(f"data.tokenizer={composed.data.tokenizer} has no say here: a checkpoint is read with its own")
+    train = replace(composed.train, batch_size=1)
+    config = replace(composed, arch=weights.arch, train=train, method={} if found is None else found.config.method)
+    resolved = resolve.resolve(config.impl, None if found is None else resolve.read(found.run_dir))
+    torch.set_num_threads(resolved.threads)
+    data = config.data
+    if data.tokenizer == TRAINED_HERE:
+        data = replace(data, tokenizer=str(initializing.placed(tokenizer, Path(config.data_dir))))
+    store = prepare(data, Path(config.data_dir), progress=progress_for())
+    if store.tokenizer.sha256 != tokenizer.sha256:
+        raise UserError(f"data={data.kind} was made with another tokenizer than {weights.title} was trained with")
+    parts = Parts(config, weights.vocab_size, torch.device(resolved.device))
+    run = _run(config, parts, store, resolved, model)
+    if config.method:
+        assert found is not None
+        run.method.setup(run)
+        run.method.load_state_dict(found.checkpoint.read()["method"])
+    return run
+
+
+def _run(
+    config: PretrainConfig, parts: Parts, store: TokenStore, resolved: Resolved, model: Model | None = None
+) -> Run:
+    """A run that nobody trains: its engine pays nothing."""
+    engine = parts.spare_engine(resolved, model)
     stream = parts.stream(store, lambda: config.train.mask_rate)
     method = build_method(config.method, config.train.optim.needs_method)
     clock = Clock({"main": StepsCost()}, config.budget_s)
-    run = Run(config, engine.model, engine, stream, clock, method, lambda _: 0.0, lambda _: config.train.batch_size)
-    check_fits(found.checkpoint, about(run))
-    method.setup(run)
-    run.load_state_dict(found.checkpoint.read())
-    return run
+    return Run(config, engine.model, engine, stream, clock, method, lambda _: 0.0, lambda _: config.train.batch_size)

@@ -1,0 +1,94 @@
+"""A checkpoint opened: which model it is of, its weights under our names, and its tokenizer, whatever form it had."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cramming import folder
+from cramming.architectures.configs import ArchConfig
+from cramming.data.tokenizer import Tokenizer
+from cramming.errors import UserError
+from cramming.model import Model
+
+LONGEST = 512  # tokens of a sequence to lay a model out for that takes any length
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint holds.
+
+    Attributes:
+        title: what to call it in a message.
+        arch: our options.
+        vocab_size: token ids.
+        seq_length: what ``arch.build`` gave the model its positions from, in tokens.
+        state: tensors under our names; those in ``fresh`` as a model begins with them.
+        tokenizer: whose ids they are; None: nobody said.
+        origin: JSON values for a manifest: where they come from.
+        fresh: parameters the checkpoint has nothing for, because it has no such head.
+        left_out: tensors of the checkpoint that the head has no use for.
+    """
+
+    title: str
+    arch: ArchConfig
+    vocab_size: int
+    seq_length: int
+    state: Mapping[str, Tensor]
+    tokenizer: Tokenizer | None
+    origin: Mapping[str, Any]
+    fresh: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def model(self) -> Model:
+        """The model with these weights, in evaluation mode.
+
+        Raises:
+            UserError: they are of another architecture.
+        """
+        model: Model = self.arch.build(self.vocab_size, self.seq_length)  # type: ignore[assignment]
+        try:
+            model.load_state_dict(dict(self.state))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{self.title} is of another architecture: {reason}") from error
+        return model.eval()
+
+    def outline(self) -> Model:
+        """The model without memory for its weights."""
+        with torch.device("meta"):
+            return self.arch.build(self.vocab_size, self.seq_length)  # type: ignore[return-value]
+
+
+def of_run(found: folder.Found) -> Weights:
+    """A checkpoint of one of our runs.
+
+    Raises:
+        UserError: it, or the run's tokenizer, is damaged or missing.
+    """
+    place = found.run_dir / "tokenizer"
+    if not place.is_dir():
+        raise UserError(f"{place} is missing: the run's tokenizer is needed to read text")
+    tokenizer = Tokenizer.load(place)
+    if tokenizer.sha256 != found.checkpoint.manifest().get("tokenizer_sha256"):
+        raise UserError(f"{place} is not the tokenizer that checkpoint {found.checkpoint.folder} was trained with")
+    state = found.checkpoint.read()["model"]
+    origin = {"run": found.name, "step": found.checkpoint.step, "weights_sha256": sha256(state)}
+    config = found.config
+    return Weights(
+        str(found), config.arch, tokenizer.vocab_size, int(config.data.seq_length), state, tokenizer, origin
+    )  # fmt: skip
+
+
+def sha256(state: Mapping[str, Tensor]) -> str:
+    """A hash of tensors by name, shape, type and value; the same from whatever file they came."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
