@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, ClassVar, Optional
 
 from cramming.architectures.configs.base import ArchConfig
 from cramming.registry import register
@@ -12,14 +12,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+NORM_SCHEMES = ("post", "pre")
+
+
 @register("arch", "bert")
 @dataclass
 class BertConfig(ArchConfig):
     """BERT as published (https://arxiv.org/abs/1810.04805): post-norm, erf GELU, learned positions.
 
+    With ``norm_scheme=pre``, and neither a norm of the embeddings nor a bias of the logits, it is 24hBERT
+    (https://arxiv.org/abs/2104.07705).
+
     Raises:
-        UserError: sizes that no model can have; ``build``: sequences longer than the position table.
+        UserError: sizes that no model can have, a norm scheme that does not exist; ``build``: sequences longer than the
+            position table.
     """
+
+    # A norm or a bias more or less is within what repeated measurements differ by.
+    FREE: ClassVar[tuple[str, ...]] = (*ArchConfig.FREE, "norm_scheme", "embedding_norm", "decoder_bias")
 
     kind: str = "bert"
     name: str = "bert"
@@ -32,12 +42,16 @@ class BertConfig(ArchConfig):
     # Rows of the position table; None: as many as the data's sequences have.
     max_positions: Optional[int] = None  # noqa: UP045 (OmegaConf reads this form)
     token_types: int = 2  # pretraining uses type 0 only
+    norm_scheme: str = "post"  # where the norms are: after each sublayer; or pre: before, and one after the last
+    embedding_norm: bool = True
+    decoder_bias: bool = True  # of the logits
     norm_eps: float = 1e-12
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least_one("layers", "hidden", "heads", "intermediate", "token_types")
+        self._one_of("norm_scheme", NORM_SCHEMES)
         self._heads_divide_hidden(self.heads, self.hidden)
 
     def build(self, vocab_size: int, seq_length: int, labels: int | None = None) -> nn.Module:

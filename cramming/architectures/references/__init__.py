@@ -20,6 +20,7 @@ from cramming.architectures.references.plan import (
     completer,
     detector,
     family,
+    with_padding,
     writer,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "completer",
     "detector",
     "family",
+    "with_padding",
     "writer",
 ]
 

@@ -1,4 +1,7 @@
-"""BERT of Hugging Face's transformers."""
+"""BERT of Hugging Face's transformers, and its ``megatron-bert``, which is BERT with norms before the sublayers.
+
+Megatron's has no norm of the embeddings, like 24hBERT; where there is one, ``roberta-prelayernorm`` is the class.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,84 +10,41 @@ from torch import arange, zeros
 
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.bert import BertConfig
-from cramming.architectures.references.plan import MLM, Plan, Source, check_values, detector, entry, family, writer
+from cramming.architectures.references import roberta
+from cramming.architectures.references.bert_names import REQUIRED, Dialect, config_of, options
+from cramming.architectures.references.plan import MLM, Plan, check_values, detector, entry, family, writer
+from cramming.errors import UserError
 
-Names = dict[str, tuple[str, ...]]
-
-CONFIG = {
-    "num_hidden_layers": "layers",
-    "hidden_size": "hidden",
-    "num_attention_heads": "heads",
-    "intermediate_size": "intermediate",
-    "max_position_embeddings": "max_positions",
-    "type_vocab_size": "token_types",
-    "layer_norm_eps": "norm_eps",
-    "initializer_range": "init_std",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-}
-REQUIRED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("gelu",),
-    "position_embedding_type": ("absolute", None),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
-
-
-def _linear(ours: str, *theirs: str) -> Names:
-    return {f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")}
-
-
-ENCODER: Names = {
-    "embeddings.word.weight": ("bert.embeddings.word_embeddings.weight",),
-    "embeddings.position.weight": ("bert.embeddings.position_embeddings.weight",),
-    "embeddings.token_type.weight": ("bert.embeddings.token_type_embeddings.weight",),
-    **_linear("embeddings.norm", "bert.embeddings.LayerNorm"),
-}
-HEAD: Names = {
-    "head.bias": ("cls.predictions.bias",),
-    **_linear("head.dense", "cls.predictions.transform.dense"),
-    **_linear("head.norm", "cls.predictions.transform.LayerNorm"),
-}
-CLASSIFIER: Names = {
-    **_linear("head.pooler", "bert.pooler.dense"),
-    **_linear("head.classifier", "classifier"),
-}
-
-
-def _layer(i: int) -> Names:
-    ours, theirs = f"blocks.{i}", f"bert.encoder.layer.{i}"
-    attended = (f"{theirs}.attention.self.{part}" for part in ("query", "key", "value"))
-    return {
-        **_linear(f"{ours}.attention.qkv", *attended),
-        **_linear(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
-        **_linear(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
-        **_linear(f"{ours}.feedforward.expand", f"{theirs}.intermediate.dense"),
-        **_linear(f"{ours}.feedforward.contract", f"{theirs}.output.dense"),
-        **_linear(f"{ours}.feedforward_norm", f"{theirs}.output.LayerNorm"),
-    }
+POST = Dialect("bert")
+PRE = Dialect("bert", attention_norm="attention.ln", feedforward_norm="ln", final_norm="encoder.ln")
 
 
 @family("hf_bert")
 def plan(config: Mapping[str, Any], head: str) -> Plan:
     """The plan for ``BertForMaskedLM`` or ``BertForSequenceClassification``."""
     check_values("hf_bert", config, REQUIRED)
-    arch = BertConfig(**{ours: entry(config, theirs) for theirs, ours in CONFIG.items()})
-    names = {**ENCODER, **(HEAD if head == MLM else CLASSIFIER)}
-    for i in range(arch.layers):
-        names |= _layer(i)
+    return _plan(config, head, BertConfig(**options(config)))
+
+
+@family("megatron_bert")
+def prenorm_plan(config: Mapping[str, Any], head: str) -> Plan:
+    """The plan for ``MegatronBertForMaskedLM`` or ``MegatronBertForSequenceClassification``."""
+    check_values("megatron_bert", config, REQUIRED)
+    return _plan(config, head, BertConfig(**options(config), norm_scheme="pre", embedding_norm=False))
+
+
+def _plan(config: Mapping[str, Any], head: str, arch: BertConfig) -> Plan:
+    dialect = PRE if arch.norm_scheme == "pre" else POST
+    vocab_size = entry(config, "vocab_size")
     return Plan(
         arch=arch,
-        vocab_size=entry(config, "vocab_size"),
+        vocab_size=vocab_size,
         positions=entry(config, "max_position_embeddings"),
         padding_id=config.get("pad_token_id"),
-        sources={ours: Source(theirs) for ours, theirs in names.items()},
+        sources=dialect.sources(arch, head),
         classifier="classifier.weight",
-        tied={
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+        tied=dialect.tied("cls.predictions.decoder"),
+        constants=dialect.without_bias(arch, vocab_size, head),
         buffers={
             "bert.embeddings.position_ids": lambda there: arange(there.shape[-1]).expand(there.shape),
             "bert.embeddings.token_type_ids": lambda there: zeros(there.shape),
@@ -105,16 +65,33 @@ def is_hf_bert(config: Mapping[str, Any], names: Collection[str]) -> bool:
     )
 
 
+@detector("megatron_bert")
+def is_megatron_bert(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether a checkpoint is Megatron's: separate queries, and its name for the norms before the sublayers."""
+    bare = {name.removeprefix("bert.") for name in names}
+    return {"encoder.layer.0.attention.self.query.weight", "encoder.layer.0.attention.ln.weight"} <= bare
+
+
 @writer("bert")
 def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[str, Any]]:
-    """The config of ``BertForMaskedLM``."""
+    """The config of ``BertForMaskedLM``, or with norms before the sublayers of a class that has them there.
+
+    Raises:
+        UserError: norms after the sublayers and none of the embeddings.
+    """
     assert isinstance(arch, BertConfig)
-    theirs = {name: getattr(arch, ours) for name, ours in CONFIG.items()}
-    return "hf_bert", {
-        "architectures": ["BertForMaskedLM"],
-        "model_type": "bert",
-        **theirs,
-        **{name: accepted[0] for name, accepted in REQUIRED.items()},
-        "vocab_size": vocab_size,
-        "max_position_embeddings": positions,
+    if arch.norm_scheme == "pre" and arch.embedding_norm:
+        return roberta.written(arch, vocab_size, positions)
+    if arch.norm_scheme == "post" and not arch.embedding_norm:
+        raise UserError(
+            "transformers has no BERT with norms after the sublayers and none of the embeddings "
+            "(arch.norm_scheme=post with arch.embedding_norm=false)"
+        )
+    name, word, kind = (
+        ("megatron_bert", "MegatronBert", "megatron-bert") if arch.norm_scheme == "pre" else ("hf_bert", "Bert", "bert")
+    )
+    return name, {
+        "architectures": [f"{word}ForMaskedLM"],
+        "model_type": kind,
+        **config_of(arch, vocab_size, positions),
     }

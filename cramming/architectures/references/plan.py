@@ -148,6 +148,17 @@ def completed(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor
     return COMPLETERS[name](config, {tensor: tuple(value.shape) for tensor, value in tensors.items()})
 
 
+def with_padding(name: str, config: Mapping[str, Any], padding_id: int) -> dict[str, Any]:
+    """A config of the family ``name`` for a tokenizer with another padding id.
+
+    Where a family counts positions from that id, its table has as many rows more as the id is higher.
+    """
+    changed = {**config, "pad_token_id": padding_id}
+    if any(source.unread for source in FAMILIES[name](config, MLM).sources.values()):
+        changed["max_position_embeddings"] += padding_id - config["pad_token_id"]
+    return changed
+
+
 def entry(config: Mapping[str, Any], path: str) -> Any:
     """A config's value at a dotted path.
 
