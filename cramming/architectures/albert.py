@@ -1,16 +1,11 @@
-"""ALBERT (https://arxiv.org/abs/1909.11942): transformers' own modules.
-
-Shape legend: A heads, D width of a head, E width of the embeddings, H hidden, P positions.
-"""
+"""ALBERT (https://arxiv.org/abs/1909.11942): transformers' own modules."""
 
 from typing import Any
 
 from cramming.architectures.configs.albert import AlbertConfig
 from cramming.architectures.hf import TransformersClassifier, TransformersEncoder, TransformersLanguageModel
-from cramming.architectures.hf_axes import by_heads
 from cramming.architectures.hf_head import FUSED, Decoder, Head
 from cramming.architectures.hf_layers import SharedStack
-from cramming.architectures.layers.axes import Axes
 
 # Ours is computed in one pass over the values; the published config's name for the same formula is in eight.
 _NONLINEARITIES = {"gelu_tanh": "gelu_pytorch_tanh"}
@@ -21,17 +16,9 @@ _HEAD = Head(FUSED, Decoder("predictions.decoder", "predictions.decoder.weight",
 class Albert(TransformersLanguageModel):
     """ALBERT with the masked-language-model head."""
 
-    def growing_axes(self) -> dict[str, Axes]:
-        """How its parameters are made up."""
-        return by_heads(self.network, self.network.config.num_attention_heads)
-
 
 class AlbertClassifier(TransformersClassifier):
     """ALBERT with a classification head on its first token."""
-
-    def growing_axes(self) -> dict[str, Axes]:
-        """How its parameters are made up."""
-        return by_heads(self.network, self.network.config.num_attention_heads)
 
 
 def transformers_options(arch: AlbertConfig, vocab_size: int, positions: int) -> dict[str, Any]:

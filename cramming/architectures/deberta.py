@@ -1,7 +1,4 @@
-"""DeBERTa v2 and v3 (https://arxiv.org/abs/2006.03654, https://arxiv.org/abs/2111.09543): transformers' own modules.
-
-Shape legend: A heads, D width of a head, H hidden, P positions.
-"""
+"""DeBERTa v2 and v3 (https://arxiv.org/abs/2006.03654, https://arxiv.org/abs/2111.09543): transformers' own modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +9,8 @@ from torch import nn
 
 from cramming.architectures.configs.deberta import DebertaConfig
 from cramming.architectures.hf import TransformersClassifier, TransformersEncoder, TransformersLanguageModel
-from cramming.architectures.hf_axes import by_heads
 from cramming.architectures.hf_head import FUSED, Head, decoders
 from cramming.architectures.hf_layers import Stack, exchanged
-from cramming.architectures.layers.axes import FIXED, Axes, Axis
 
 _NONLINEARITIES = {"gelu_tanh": "gelu_pytorch_tanh"}
 
@@ -35,28 +30,12 @@ class _WithConvolution(Stack):
 _STACK = _WithConvolution("deberta.encoder.layer", outputs=2)
 
 
-def _axes(model: TransformersEncoder) -> dict[str, Axes]:
-    """How its parameters are made up; a distance keeps its meaning, so the table of distances does not grow."""
-    found = by_heads(model.network, model.network.config.num_attention_heads)
-    table = "network.deberta.encoder.rel_embeddings.weight"
-    rows, hidden = model.get_parameter(table).shape
-    return {**found, table: (Axis(rows, FIXED), hidden)}
-
-
 class Deberta(TransformersLanguageModel):
     """DeBERTa with the masked-language-model head."""
-
-    def growing_axes(self) -> dict[str, Axes]:
-        """How its parameters are made up."""
-        return _axes(self)
 
 
 class DebertaClassifier(TransformersClassifier):
     """DeBERTa with a classification head on its first token."""
-
-    def growing_axes(self) -> dict[str, Axes]:
-        """How its parameters are made up."""
-        return _axes(self)
 
 
 def transformers_options(arch: DebertaConfig, vocab_size: int, positions: int) -> dict[str, Any]:

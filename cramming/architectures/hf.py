@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cramming.architectures.hf_head import Head, accepted
 from cramming.architectures.hf_layers import Stack
 from cramming.architectures.layers.attention import resolve_form
-from cramming.architectures.layers.axes import FIXED, Axes, Axis
+from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
 from cramming.architectures.layers.unpadding import Layout
 from cramming.batch import Batch
 from cramming.errors import UserError
@@ -128,8 +128,21 @@ class TransformersEncoder(Model):
         return self._flops[key]
 
     def growing_axes(self) -> dict[str, Axes]:
-        """How its parameters are made up is not known, so none of them grows."""
-        return {name: tuple(Axis(size, FIXED) for size in p.shape) for name, p in self.state_dict().items()}
+        """How its matrices are made up is not known, so none of them grows; plain tables of positions do."""
+        axes: dict[str, Axes] = {}
+        for name, tensor in self.state_dict().items():
+            owner, _, key = name.rpartition(".")
+            table = self.get_submodule(owner)
+            # Tables with rows for padding count their positions from behind those.
+            grows = owner.endswith("position_embeddings") and getattr(table, "padding_idx", None) is None
+            first = POSITIONS if grows and key == "weight" else FIXED
+            axes[name] = tuple(Axis(size, FIXED if place else first) for place, size in enumerate(tensor.shape))
+        return axes
+
+    @property
+    def embeddings(self) -> "WordTable":
+        """What importers set the padding of."""
+        return WordTable(self.network.get_input_embeddings())
 
     def _twin(self, network: Any) -> "TransformersEncoder":
         """The same around another network."""
@@ -246,6 +259,22 @@ class TransformersClassifier(TransformersEncoder):
 
     def _twin(self, network: Any) -> "TransformersClassifier":
         return type(self)(network, self.max_positions, self.stack, self.leaks)
+
+
+class WordTable:
+    """The table of words of a network, in our terms."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    @property
+    def padding_id(self) -> int | None:
+        """A token whose lookup gives no gradient; None: there is none."""
+        return None if self._table.padding_idx is None else int(self._table.padding_idx)
+
+    @padding_id.setter
+    def padding_id(self, token: int | None) -> None:
+        self._table.padding_idx = token
 
 
 def _counted(model: TransformersEncoder, length: int, predicted: int, layers: int) -> float:

@@ -25,7 +25,7 @@ def build(arch: HfConfig, vocab_size: int, seq_length: int, labels: int | None) 
     if arch.pretrained:
         hf_origin.check_tokenizer(arch, config, vocab_size)
         vocab_size = config.vocab_size
-    config = hf_origin.fitted(config, vocab_size, arch.dropout, arch.attention_dropout, labels)
+    config = hf_origin.fitted(arch, config, vocab_size, labels)
     on_meta = torch.empty(0).device.type == "meta"  # sizes only, no weights
     if arch.pretrained and not on_meta:
         network = hf_origin.pretrained_network(str(arch.model), config, labels)

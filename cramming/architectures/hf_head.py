@@ -74,7 +74,8 @@ class Head:
 
 def accepted(network: nn.Module, inputs: Inputs) -> Inputs:
     """Of some inputs those that a network takes."""
-    known = _parameters(type(network))
+    kind: Any = type(network)
+    known = _parameters(kind)
     return {name: value for name, value in inputs.items() if name in known}
 
 

@@ -21,6 +21,11 @@ _SPECIAL_IDS = {
     "pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "mask_token_id": 4
 }  # fmt: skip
 _OWN_ROWS = 1024  # embeddings are padded by fewer rows than this beyond the tokenizer's ids
+# Keys of a config.json that say nothing of how the network is made.
+_OF_FILES = (
+    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "id2label", "label2id", "model_type",
+    "num_labels", "problem_type", "return_dict", "transformers_version", "vocab_size",
+)  # fmt: skip
 _OF_HEADS = ("classif", "cls", "summary", "pooler")  # in the names of dropouts that pretraining does not have
 
 
@@ -35,15 +40,25 @@ def transformers_config(arch: HfConfig) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _config(model: str | None, model_type: str, options: str) -> Any:
+    chosen = json.loads(options)
+    if model is None:
+        return _made({"model_type": model_type}, f"arch.model_type={model_type}", chosen)
+    published = _published(model)
+    return _made(published, f"arch.model={model}, of type {published['model_type']!r},", chosen)
+
+
+def _made(published: dict[str, Any], said: str, chosen: Mapping[str, Any] | None = None) -> Any:
+    """A config of transformers from a config.json with other options over it.
+
+    Raises:
+        UserError: it is of no kind that has a masked language model in transformers, or cannot have these options.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    chosen = json.loads(options)
-    published = {} if model is None else _published(model)
-    said = f"arch.model_type={model_type}" if model is None else f"arch.model={model} of type {model_type!r}"
-    if model is not None:
-        model_type = str(published.get("model_type"))
-        said = f"arch.model={model}, of type {model_type!r},"
+    chosen = chosen or {}
+    model_type = str(published["model_type"])
     if "auto_map" in published and model_type not in CONFIG_MAPPING:
         raise UserError(f"{said} needs code from its repository, which is never run: choose another model")
     if model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -51,13 +66,13 @@ def _config(model: str | None, model_type: str, options: str) -> Any:
             f"{said} has no masked language model in transformers"
             f"{nearest(model_type, MODEL_FOR_MASKED_LM_MAPPING_NAMES)}"
         )
-    kind = CONFIG_MAPPING[model_type]
+    given = {key: value for key, value in published.items() if key not in ("model_type", "auto_map")}
     if "num_hidden_layers" in chosen and "layer_types" not in chosen:
-        published.pop("layer_types", None)  # one for each layer, worked out from their number
+        given.pop("layer_types", None)  # one for each layer, worked out from their number
     try:
-        config = kind.from_dict({**published, **chosen}) if published else kind(**chosen)
-    except (NotImplementedError, TypeError, ValueError) as error:  # the library's own checks are ValueErrors
-        raise UserError(f"{said} cannot be made with arch.config={chosen}: {' '.join(str(error).split())}") from error
+        config = CONFIG_MAPPING[model_type].from_dict({**given, **chosen})
+    except (NotImplementedError, StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"{said} cannot be made with {dict(chosen)}: {' '.join(str(error).split())}") from error
     if config.is_encoder_decoder or getattr(config, "is_decoder", False):
         raise UserError(f"{said} has a decoder: only encoders are pretrained here")
     _check_known(config, chosen)
@@ -109,18 +124,26 @@ def from_hub(model: str, load: Callable[..., T]) -> T:
 
 def _check_known(config: Any, chosen: Mapping[str, Any]) -> None:
     """Refuse options that the network's code would never look at."""
-    known = {*type(config)().to_dict(), *config.attribute_map}
-    source = ""
     for key in chosen:
         if "drop" in key and not any(head in key for head in _OF_HEADS):
             raise UserError(f"arch.config.{key} is set by arch.dropout and arch.attention_dropout: use those")
         if key in ("vocab_size", "model_type"):
             raise UserError(f"arch.config.{key} is not set here: it follows the tokenizer and arch.model_type")
-        if key not in known:
-            read = (type(config), network_class(config, None))
-            source = source or "".join(Path(inspect.getfile(kind)).read_text(encoding="utf-8") for kind in read)
-            if not re.search(rf"\b{re.escape(key)}\b", source):
-                raise UserError(f"arch.config.{key} is no option of {config.model_type!r}{nearest(key, known)}")
+        if not _is_read(config, key):
+            known = {*type(config)().to_dict(), *config.attribute_map}
+            raise UserError(f"arch.config.{key} is no option of {config.model_type!r}{nearest(key, known)}")
+
+
+def _is_read(config: Any, key: str) -> bool:
+    """Whether a network's code looks at an option: one that its config declares, or whose name its files contain."""
+    if key in type(config)().to_dict() or key in config.attribute_map:
+        return True
+    return re.search(rf"\b{re.escape(key)}\b", _source(type(config), network_class(config, None))) is not None
+
+
+@functools.lru_cache(maxsize=8)
+def _source(*classes: Any) -> str:
+    return "".join(Path(inspect.getfile(kind)).read_text(encoding="utf-8") for kind in classes)
 
 
 def network_class(config: Any, labels: int | None) -> Any:
@@ -138,26 +161,48 @@ def network_class(config: Any, labels: int | None) -> Any:
         raise UserError(f"transformers has no classifier of type {config.model_type!r}") from None
 
 
-def fitted(config: Any, vocab_size: int, dropout: float, attention_dropout: float, labels: int | None) -> Any:
-    """A copy of a config for this vocabulary, these dropouts and this many labels.
+def fitted(arch: HfConfig, config: Any, vocab_size: int, labels: int | None) -> Any:
+    """A copy of a config for this vocabulary, the dropouts asked for and this many labels.
 
-    Special ids are those of tokenizers trained here, unless the vocabulary is the config's own.
+    Special ids are those of tokenizers trained here, unless they are given or the vocabulary is the config's own.
     """
     made = type(config).from_dict(config.to_dict())
     if vocab_size != config.vocab_size:
         made.vocab_size = vocab_size
         for key, value in _SPECIAL_IDS.items():
-            if getattr(made, key, None) is not None or key == "pad_token_id":
+            if key not in (arch.config or {}) and (getattr(made, key, None) is not None or key == "pad_token_id"):
                 setattr(made, key, value)
     for key, value in config.to_dict().items():
-        if "drop" in key and isinstance(value, float | int) and not isinstance(value, bool):
-            if key == "layerdrop":
-                setattr(made, key, 0.0)
-            elif labels is not None or not any(head in key for head in _OF_HEADS):
-                setattr(made, key, attention_dropout if "att" in key else dropout)
+        if key == "layerdrop":
+            setattr(made, key, 0.0)
+        elif _is_dropout(key, value) and (labels is not None or not any(head in key for head in _OF_HEADS)):
+            setattr(made, key, arch.attention_dropout if "att" in key else arch.dropout)
     if labels is not None:
         made.num_labels = labels
     return made
+
+
+def _is_dropout(key: str, value: object) -> bool:
+    return "drop" in key and isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def options_of(config: Mapping[str, Any]) -> HfConfig:
+    """The options that make a network of a config.json, whatever the tokenizer in use; the config's own ids are kept.
+
+    Raises:
+        UserError: a kind without a masked language model in transformers.
+    """
+    model_type = str(config.get("model_type"))
+    made = _made(dict(config), f"a checkpoint of model_type {model_type!r}")
+    plain, values = type(made)().to_dict(), made.to_dict()
+    kept = {k: v for k, v in values.items() if k in _SPECIAL_IDS or (k not in _OF_FILES and plain.get(k) != v)}
+    dropouts = {k: v for k, v in values.items() if _is_dropout(k, v) and not any(head in k for head in _OF_HEADS)}
+    return HfConfig(
+        model_type=model_type,
+        config={key: value for key, value in kept.items() if key not in dropouts and _is_read(made, key)},
+        dropout=max((v for k, v in dropouts.items() if "att" not in k and k != "layerdrop"), default=0.0),
+        attention_dropout=max((v for k, v in dropouts.items() if "att" in k), default=0.0),
+    )
 
 
 def fresh_network(config: Any, labels: int | None, said: str) -> Any:
