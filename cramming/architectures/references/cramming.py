@@ -67,7 +67,7 @@ NORMS = {"LayerNorm": "layernorm", "ApexLayerNorm": "layernorm", "ScaleNorm": "s
 def plan(config: Mapping[str, Any], head: str) -> Plan:
     """The plan for the encoder of 2023 (``ScriptableCrammedBERT``) or for the first one (``ScriptableMaskedLM``)."""
     arch = config.get("arch", config)
-    rewritten = FIRST not in entry_or(arch, "architectures", ())
+    rewritten = FIRST not in (entry_or(arch, "architectures", ()) or ())
     check_values("cramming", arch, REWRITTEN if rewritten else REQUIRED)
     return scriptable_plan(config, head, NORMS, skipped_transform="none" if rewritten else "linear")
 
@@ -76,7 +76,7 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
 def is_cramming(config: Mapping[str, Any], names: Collection[str]) -> bool:
     """Whether a checkpoint is of this descent and its config has an option that only this project's have."""
     arch = config.get("arch", config)
-    first = FIRST in entry_or(arch, "architectures", ())
+    first = FIRST in (entry_or(arch, "architectures", ()) or ())
     return is_scriptable(names) and (not first or "objective_layout" in arch)
 
 

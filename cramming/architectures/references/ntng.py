@@ -21,5 +21,5 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
 def is_ntng(config: Mapping[str, Any], names: Collection[str]) -> bool:
     """Whether a checkpoint is of the first encoder's descent and its config has no option that only Cramming's have."""
     arch = config.get("arch", config)
-    first = FIRST in entry_or(arch, "architectures", ())
+    first = FIRST in (entry_or(arch, "architectures", ()) or ())
     return is_scriptable(names) and first and "objective_layout" not in arch
