@@ -131,7 +131,7 @@ def fill(model: nn.Module, plan: Plan, state_dict: Mapping[str, Tensor], *, with
                 part[-lacking:] = source.filler
                 part = part[:-lacking]
             if part.shape != given.shape:
-                raise UserError(f"{theirs!r} has {_shape(given, source)}, the config says {_shape(part, source)}")
+                raise UserError(f"{theirs!r} has shape {_shape(given, source)}, the config says {_shape(part, source)}")
             part.copy_(given)
         if source.order is not None:
             target.copy_(target[source.order.to(target.device)])
@@ -180,9 +180,9 @@ def _verified_copies(plan: Plan, state_dict: Mapping[str, Tensor]) -> set[str]:
     return present
 
 
-def _shape(tensor: Tensor, source: Source) -> str:
-    shape = (tensor.shape[0] + source.unread, *tensor.shape[1:]) if source.unread else tuple(tensor.shape)
-    return f"shape {shape}"
+def _shape(tensor: Tensor, source: Source) -> tuple[int, ...]:
+    """Theirs, of what is left of a tensor without its unread rows."""
+    return (tensor.shape[0] + source.unread, *tensor.shape[1:]) if source.unread else tuple(tensor.shape)
 
 
 def listed(names: list[str]) -> str:
