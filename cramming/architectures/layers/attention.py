@@ -14,7 +14,7 @@ from cramming.architectures.layers.alibi import alibi, slopes
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
 from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import rotate
-from cramming.architectures.layers.unpadding import Groups, Layout, Queries
+from cramming.architectures.layers.unpadding import Group, Groups, Layout, Queries
 
 FORMS = ("auto", "math", "sdpa")
 # On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches; beyond
@@ -93,7 +93,10 @@ class SelfAttention(nn.Module):
         if layout.groups is None:
             rows = self._on_grid(x, layout, queries)
         else:
-            rows = self._in_groups(x, layout.groups)
+            # Every batch has other groups: a compiled graph of them would be another one in every step.
+            apart = torch.compiler.is_compiling()
+            attend = torch.compiler.disable(SelfAttention._in_groups) if apart else SelfAttention._in_groups
+            rows = attend(self, self.qkv(x), layout.groups)
             rows = rows if queries is None else queries.select(rows)
         mixed: Tensor = self.output(rows)
         return mixed
@@ -117,64 +120,75 @@ class SelfAttention(nn.Module):
         """All sequences at once, equally long as far as computing goes: -> (T, H) or (N, H)."""
         if queries is None:
             q, k, v = self._heads(layout.pad(self.qkv(x)), 3)
-            return layout.unpad(self._context(q, k, v, layout.mask))
+            return layout.unpad(self._context(layout, q, k, v))
         weight, bias = self.qkv.weight, self.qkv.bias
         of_queries, of_others = (None, None) if bias is None else (bias[: self.hidden], bias[self.hidden :])
         wanted = F.linear(x[queries.rows], weight[: self.hidden], of_queries)
         k, v = self._heads(layout.pad(F.linear(x, weight[self.hidden :], of_others)), 2)
         q = self._heads(wanted, 1)[0]
-        return queries.take(self._context(q, k, v, layout.mask, layout.positions_of(queries.rows)).flatten(0, 1))
+        places = layout.positions_of(queries.rows)
+        return queries.take(self._context(layout, q, k, v, places).flatten(0, 1))
 
-    def _in_groups(self, x: Tensor, groups: Groups) -> Tensor:
-        """Sequences of similar length at a time, so that padding is hardly attended to either: -> (T, H)."""
-        projected = self.qkv(x)
-        parts = []
-        for group in groups.members:
-            q, k, v = self._heads(projected[group.rows], 3)
-            parts.append(group.take(self._context(q, k, v, group.mask)))
-        return groups.join(parts)
+    def _in_groups(self, projected: Tensor, groups: Groups) -> Tensor:
+        """Sequences of similar length at a time, so that padding is hardly attended to: (T, 3H) -> (T, H)."""
+        grids = groups.spread(projected)
+        mixed = [self._context(group, *self._heads(grid, 3)) for group, grid in zip(groups.members, grids, strict=True)]
+        return groups.collect(mixed)
 
-    def _context(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, places: Tensor | None = None) -> Tensor:
-        """What each query reads: (B, A, Q, D), 2 x (B, A, S, D), (B, S), (B, Q) -> (B, Q, H).
+    def _context(self, grid: Group | Layout, q: Tensor, k: Tensor, v: Tensor, places: Tensor | None = None) -> Tensor:
+        """What each query reads: (B, A, Q, D), 2 x (B, A, S, D) -> (B, Q, H).
 
         Args:
+            grid: what they are on; its mask tells the tokens.
             q: queries.
             k: keys.
             v: values.
-            mask: true where a token is; None: everywhere.
-            places: positions of the queries; None: every position is one.
+            places: (B, Q), positions of the queries; None: every position is one.
         """
         length = k.shape[2]
-        everywhere = torch.arange(length, device=k.device)
         if self.rotary is not None:
+            everywhere = torch.arange(length, device=k.device)
             q = rotate(q, everywhere if places is None else places, self.rotary)
             k = rotate(k, everywhere, self.rotary)
         dropout = self.dropout if self.training else 0.0
         # Narrower than the whole sequence, and narrow enough for the chunks' overlap to pay.
         if self.window is not None and self.slopes is None and places is None and length > 4 * self.window:
-            context = local_attention(q, k, v, self.window, mask=mask, dropout=dropout)
+            context = local_attention(q, k, v, self.window, mask=grid.mask, dropout=dropout)
         else:
-            bias = self._bias(everywhere if places is None else places, everywhere, mask, q.dtype)
+            bias = self._bias(k, grid, places)
             attend = math_attention if resolve_form(self.form, q.device, length) == "math" else sdpa_attention
             context = attend(q, k, v, bias, dropout)
         return context.transpose(1, 2).flatten(2)
 
-    def _bias(self, places: Tensor, keys: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores, (1 or B, 1 or A, 1 or Q, S): distance, keys out of sight, padding."""
-        bias = None
-        if self.slopes is not None:
-            bias = alibi(torch.tensor(self.slopes, dtype=dtype, device=keys.device), places, keys)
-            bias = bias if bias.dim() == 4 else bias[None]
+    def _bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
+        """What is added to the scores, (1 or B, 1 or A, 1 or Q, S), once for all layers that ask for the same."""
+        if places is not None or torch.compiler.is_compiling():  # compiled, it is fused with what reads it
+            return self._made_bias(k, grid.mask, places)
+        wanted = (self.slopes, self.window, k.dtype)
+        if wanted not in grid.memo:
+            grid.memo[wanted] = self._made_bias(k, grid.mask)
+        return grid.memo[wanted]
+
+    def _made_bias(self, k: Tensor, mask: Tensor | None, places: Tensor | None = None) -> Tensor | None:
+        """Of distance, keys out of sight, and padding; None: nothing is added."""
+        keys = torch.arange(k.shape[2], device=k.device)
+        places = keys if places is None else places
         allowed = None if mask is None else mask[:, None, None, :]
         if self.window is not None and self.window < keys.shape[0] - 1:
             near = banded(places, keys, self.window)
             near = near[:, None] if near.dim() == 3 else near[None, None]
             allowed = near if allowed is None else allowed & near
+        bias = None
+        if self.slopes is not None:
+            wide = torch.promote_types(k.dtype, torch.float32)  # 16 bits cannot tell far positions apart
+            bias = alibi(torch.tensor(self.slopes, dtype=wide, device=k.device), places, keys).to(k.dtype)
+            bias = bias if bias.dim() == 4 else bias[None]
         if allowed is None:
             return bias
-        blocked = torch.zeros(allowed.shape, dtype=dtype, device=keys.device)
-        blocked.masked_fill_(~allowed, torch.finfo(dtype).min)
-        return blocked if bias is None else blocked + bias
+        lowest = torch.finfo(k.dtype).min
+        if bias is not None:
+            return bias.masked_fill(~allowed, lowest)
+        return torch.zeros(allowed.shape, dtype=k.dtype, device=k.device).masked_fill_(~allowed, lowest)
 
     def _heads(self, grid: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, S, parts*H) -> parts of (B, A, S, D), copied once into the order batched products need."""

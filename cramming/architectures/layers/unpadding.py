@@ -1,62 +1,109 @@
 """Where the tokens of a batch sit, so that no layer works on padding and attention stays within a sequence.
 
 Shape legend: B sequences of the batch, D sequences apart from one another (B, or the documents in them), S positions,
-T tokens after unpadding (T = B*S where nothing is padded), P predicted, G sequences of a group, M the longest of them.
+T tokens after unpadding (T = B*S where nothing is padded), P predicted, G sequences of a group, M the longest of them,
+C cells of all groups.
 """
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _LENGTHS_OF_GROUPS = 8  # sequences are attended to together when their lengths agree to an eighth of the longest
+
+Memo = dict[Hashable, Tensor | None]  # what the layers of a pass work out once for all of them
+
+
+class _Spread(torch.autograd.Function):
+    """Rows of tokens laid out in cells; what is in a cell of padding must influence nothing, and gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, rows: Tensor, cells: Tensor) -> Tensor:
+        """(T, ...), (C,), (T,) -> (C, ...)."""
+        ctx.save_for_backward(cells)
+        return tokens.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """(C, ...) -> (T, ...): no two cells are summed, as autograd would have to expect."""
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The way back."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, cells: Tensor) -> Tensor:
+        """(C, ...), (T,) -> (T, ...)."""
+        ctx.save_for_backward(cells)
+        ctx.places = grid.shape[0]
+        return grid.index_select(0, cells)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """(T, ...) -> (C, ...), zero at padding."""
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 @dataclass(frozen=True)
 class Group:
     """Sequences of similar length, a small grid of their own."""
 
-    rows: Tensor  # (G, M) int64: row of the token at each place; a place of padding has some token's
+    sequences: int  # G
+    length: int  # M
     mask: Tensor | None  # (G, M) bool: True where a token is; None: all are equally long
-    places: Tensor | None  # (t,) int64: the places g*M + m that hold tokens; None: all
-
-    def take(self, grid: Tensor) -> Tensor:
-        """The rows of its tokens: (G, M, ...) -> (t, ...)."""
-        rows = grid.flatten(0, 1)
-        return rows if self.places is None else rows[self.places]
+    memo: Memo = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Every sequence in one group, and the way back."""
+    """Every sequence in one group. The grids follow one another: C cells in all, of which T hold tokens."""
 
     members: tuple[Group, ...]
-    order: Tensor  # (T,) int64: where each token is among those of all groups, one group after the other
+    rows: Tensor  # (C,) int64: row of the token in each cell; a cell of padding has some token's
+    cells: Tensor  # (T,) int64: cell of each token
 
     @staticmethod
     def of(lengths: Tensor) -> "Groups":
         """Groups of sequences whose tokens follow one another: (D,) tokens in each, none of them 0."""
-        listed = lengths.tolist()
+        device, listed = lengths.device, lengths.tolist()
         unit = max(1, -(-max(listed) // _LENGTHS_OF_GROUPS))
         starts = lengths.cumsum(0) - lengths
-        total = int(lengths.sum())
         classes: dict[int, list[int]] = {}
         for sequence, length in enumerate(listed):
             classes.setdefault(-(-length // unit), []).append(sequence)
-        members, order = [], []
+        members, rows, filled = [], [], []
         for _, sequences in sorted(classes.items()):
-            chosen = torch.tensor(sequences, device=lengths.device)
-            inside = torch.arange(max(listed[s] for s in sequences), device=lengths.device)
+            longest = max(listed[sequence] for sequence in sequences)
+            chosen = torch.tensor(sequences, device=device)
+            inside = torch.arange(longest, device=device)
             mask = inside < lengths[chosen, None]
-            rows = (starts[chosen, None] + inside).clamp_(max=total - 1)
-            whole = min(listed[s] for s in sequences) == mask.shape[1]
-            order.append(rows.flatten() if whole else rows[mask])
-            members.append(Group(rows, None, None) if whole else Group(rows, mask, mask.flatten().nonzero().squeeze(1)))
-        return Groups(tuple(members), torch.cat(order).argsort())
+            whole = min(listed[sequence] for sequence in sequences) == longest
+            members.append(Group(len(sequences), longest, None if whole else mask))
+            rows.append((starts[chosen, None] + inside).flatten())
+            filled.append(mask.flatten())
+        row, holds = torch.cat(rows), torch.cat(filled)
+        total = sum(listed)
+        # Every token is in one cell, so this writes each place once.
+        cells = row.new_empty(total).index_copy_(0, row[holds], holds.nonzero().squeeze(1))
+        return Groups(tuple(members), row.clamp_(max=total - 1), cells)
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """The tokens of every group, in the order of ``members``, as rows again: (t, ...) each -> (T, ...)."""
-        return torch.cat(parts)[self.order]
+    def spread(self, tokens: Tensor) -> list[Tensor]:
+        """The grid of every group: (T, ...) -> (G, M, ...) each. Nothing that is kept may depend on padding."""
+        grid: Tensor = _Spread.apply(tokens, self.rows, self.cells)  # type: ignore[no-untyped-call]
+        parts = grid.split([group.sequences * group.length for group in self.members])
+        return [part.view(g.sequences, g.length, *grid.shape[1:]) for g, part in zip(self.members, parts, strict=True)]
+
+    def collect(self, grids: list[Tensor]) -> Tensor:
+        """The rows of all tokens: (G, M, ...) of every group -> (T, ...)."""
+        tokens: Tensor = _Collect.apply(torch.cat([grid.flatten(0, 1) for grid in grids]), self.cells)  # type: ignore[no-untyped-call]
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -78,6 +125,7 @@ class Layout:
     groups: Groups | None = None  # for attention; None where nothing is padded, or padding is computed
     batch: tuple[int, int] | None = None  # (B, S) of the batch where its grid is another, documents being apart
     origin: Tensor | None = None  # (T,) int64: cell of the batch's grid each token is from; None: as ``cells``
+    memo: Memo = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def of(
@@ -97,6 +145,8 @@ class Layout:
             return Layout(sequences, length)
         mask = mask.bool()
         cells = mask.flatten().nonzero().squeeze(1)
+        if lengths is None and bool((_runs(mask) > 1).any()):  # positions in a grid of its own would be others
+            return Layout(sequences, length, cells, mask)
         counts = mask.sum(1)
         return Layout(sequences, length, cells, mask, Groups.of(counts[counts > 0]))
 
@@ -177,3 +227,8 @@ def _placed(rows: Tensor, cells: Tensor | None, shape: tuple[int, int]) -> Tenso
     if cells is not None:
         rows = rows.new_zeros(shape[0] * shape[1], *rows.shape[1:]).index_copy(0, cells, rows)
     return rows.view(*shape, *rows.shape[1:])
+
+
+def _runs(mask: Tensor) -> Tensor:
+    """How many stretches of tokens each row has: (B, S) bool -> (B,)."""
+    return mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
