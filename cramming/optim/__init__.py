@@ -45,7 +45,7 @@ def build(
         UserError: an unknown name or hyperparameter (the nearest is given), or a value outside its range.
     """
     cls = lookup("train/optim", name)
-    known = {f.name for f in fields(cls)} - {"kind", "lr", "decay_norms"}  # decay_norms is about the groups
+    known = {f.name for f in fields(cls)} - {"kind", "lr", "decay_norms", "decay_biases"}  # these are about the groups
     for key in hyperparameters:
         if key not in known:
             raise UserError(f"optimizer {name} has no {key!r}{nearest(key, known)}")
@@ -54,7 +54,7 @@ def build(
 
 def for_model(config: OptimConfig, model: "torch.nn.Module") -> "torch.optim.Optimizer":
     """The optimizer a config describes, over a model's parameters."""
-    return _with_base_lr(config, parameter_groups(model, config.decay_norms))
+    return _with_base_lr(config, parameter_groups(model, config.decay_norms, config.decay_biases))
 
 
 def _with_base_lr(

@@ -24,6 +24,7 @@ class OptimConfig:
         lr: learning rate where the schedule's factor is 1.
         weight_decay: strength of the decay; see each optimizer for what it multiplies.
         decay_norms: decay the weights of normalization layers too, as the earlier study did by accident.
+        decay_biases: decay biases too, as systems do that give every parameter to one optimizer group.
         needs_method: a method this optimizer cannot do without (a curvature estimate, say), appended to the run's.
 
     Raises:
@@ -34,6 +35,7 @@ class OptimConfig:
     lr: float
     weight_decay: float
     decay_norms: bool = False
+    decay_biases: bool = False
 
     needs_method: ClassVar[str | None] = None
 

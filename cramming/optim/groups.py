@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 OWN = ("lr", "weight_decay")  # what a parameter may have of its own
 
 
-def parameter_groups(model: "torch.nn.Module", decay_norms: bool = False) -> "list[dict[str, Any]]":
+def parameter_groups(
+    model: "torch.nn.Module", decay_norms: bool = False, decay_biases: bool = False
+) -> "list[dict[str, Any]]":
     """A model's trainable parameters as groups in torch's form: decayed, not decayed, with rate or decay of their own.
 
     Biases and the weights of normalization layers, which are the one-dimensional parameters, are not decayed: the group
@@ -21,7 +23,8 @@ def parameter_groups(model: "torch.nn.Module", decay_norms: bool = False) -> "li
 
     Args:
         model: any module; a ``Model`` may have ``parameter_options``.
-        decay_norms: decay one-dimensional weights as well; biases never are.
+        decay_norms: decay one-dimensional weights as well.
+        decay_biases: decay biases as well.
 
     Raises:
         UserError: options of a parameter there is not, or other options than ``lr`` and ``weight_decay``.
@@ -35,7 +38,8 @@ def parameter_groups(model: "torch.nn.Module", decay_norms: bool = False) -> "li
         if parameter.requires_grad:
             is_bias = "bias" in name.rsplit(".", maxsplit=1)[-1]
             is_norm = parameter.ndim < 2
-            usual = {"weight_decay": 0.0} if is_bias or (is_norm and not decay_norms) else {}
+            decayed = decay_biases if is_bias else decay_norms or not is_norm
+            usual = {} if decayed else {"weight_decay": 0.0}
             options = {**usual, **own.get(name, {})}
             key = tuple(sorted(options.items()))
             named = {"params": [], "name": ",".join(f"{option}={value:g}" for option, value in key), **options}

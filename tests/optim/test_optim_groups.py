@@ -43,12 +43,18 @@ def test_matrices_are_decayed_and_biases_and_norms_are_not() -> None:
     }
 
 
-def test_norm_weights_are_decayed_on_request_and_biases_never() -> None:
+def test_norm_weights_and_biases_are_decayed_on_request() -> None:
     model = Small()
     assert names(parameter_groups(model, decay_norms=True), model) == {
         "decayed": ["embedding.weight", "norm.weight", "inner.weight"],
         "not_decayed": ["block_bias", "norm.bias", "inner.bias", "decoder.bias"],
     }
+    assert names(parameter_groups(model, decay_biases=True), model) == {
+        "decayed": ["block_bias", "embedding.weight", "norm.bias", "inner.weight", "inner.bias", "decoder.bias"],
+        "not_decayed": ["norm.weight"],
+    }
+    everything = for_model(AdamW(decay_norms=True, decay_biases=True, weight_decay=0.02), model).param_groups
+    assert [(len(group["params"]), group["weight_decay"]) for group in everything] == [(7, 0.02)]
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group_in_the_same_order_every_time() -> None:
