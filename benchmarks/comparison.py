@@ -15,6 +15,7 @@ from benchmarks.architectures import FAMILIES, LENGTHS, PUBLISHED_BATCHES, SIZES
 from benchmarks.grid import (
     BROKE,
     FEWEST_PAIRS,
+    REFUSED,
     Bounds,
     Builders,
     Context,
@@ -199,9 +200,7 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_row(*cells)
     notes = ["! the machine was busy: measure these again"] if any(map(_is_busy, rows)) else []
     for row in rows:
-        reasons = {**({"": row["refused"]} if row["refused"] else {}), **row["unfit"]}
-        reasons |= {"": "losses after the last step differ"} if _losses_differ(row) else {}
-        notes += [f"{row['arch']} at {row['length']}: {side} {why}".replace("  ", " ") for side, why in reasons.items()]
+        notes += [f"{row['arch']} at {row['length']}: {note}" for note in _notes(row)]
     shown.caption = "\n".join(notes) or None
     shown.caption_justify = "left"
     return shown
@@ -250,13 +249,15 @@ def _line(row: dict[str, Any]) -> str:
     parts = [row["refused"]] if row["refused"] else []
     parts += [f"ours {_speed(row, OURS)} tokens/s"] if OURS in row["tokens_per_s"] else []
     parts += [f"{side} {_ratio(row, side)}" for side in row["tokens_per_s"] if side != OURS]
-    parts += [f"{side} does not fit ({why})" for side, why in row["unfit"].items()]
+    parts += [
+        f"{side} {why if _verdict(why) in why else f'does not fit ({why})'}" for side, why in row["unfit"].items()
+    ]
     return f"{row['arch']} {row['sequences']} x {row['length']}: {', '.join(parts)}"
 
 
 def _speed(row: dict[str, Any], side: str) -> str:
     if side in row["unfit"]:
-        return "broken" if _broke(row["unfit"][side]) else "does not fit"
+        return _verdict(row["unfit"][side])
     return f"{row['tokens_per_s'][side]:,.0f}" if side in row["tokens_per_s"] else ""
 
 
@@ -270,7 +271,7 @@ def _ratio(row: dict[str, Any], side: str) -> str:
 
 
 def _whole(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+    return f"{value:,.0f}" if value else ""
 
 
 def _losses_differ(row: dict[str, Any]) -> bool:
@@ -281,6 +282,20 @@ def _losses_differ(row: dict[str, Any]) -> bool:
 
 def _is_busy(row: dict[str, Any]) -> bool:
     return any(ratio["busy"] for ratio in row["ratios"].values())
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    """What is to be said about a row, sides with the same reason together."""
+    sides: dict[str, list[str]] = {}
+    for side, why in row["unfit"].items():
+        sides.setdefault(why, []).append(side)
+    notes = [f"{', '.join(names)}: {why}" for why, names in sides.items()]
+    notes += [row["refused"]] if row["refused"] else []
+    return notes + (["the losses after the last step differ"] if _losses_differ(row) else [])
+
+
+def _verdict(why: str) -> str:
+    return next((word for word in (BROKE, REFUSED) if why.startswith(word)), "does not fit")
 
 
 def _broke(why: str) -> bool:

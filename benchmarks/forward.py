@@ -43,7 +43,7 @@ HIDDEN, LOGITS = "hidden", "logits"
 PUBLISHED_DROPOUT = 0.1
 _CALLS = {"cuda": 30, "cpu": 2}  # of a block in mode=published; the study took 30
 # Kinds whose encoder takes hidden states and a mask to add; of others the pass begins with their embeddings' norm.
-_SEPARABLE = ("bert", "roberta", "roberta-prelayernorm")
+_SEPARABLE = ("bert", "megatron-bert", "roberta", "roberta-prelayernorm")
 
 
 @dataclass
@@ -116,7 +116,8 @@ def theirs(case: Case, options: ForwardOptions, low: bool, narrowed: bool = Fals
     """Passes of transformers; ``narrowed``: its head at the predicted positions only."""
     device, dtype = options.where(), DTYPES[options.passes_in()]
     counterpart = case.counterpart()
-    model: Any = counterpart.build(options.their_attention).to(device).train(options.mode != INFER)
+    model: Any = counterpart.build(options.their_attention)
+    model.to(device).train(options.mode != INFER)
     if options.their_compile:
         model.compile()
     if options.mode == PUBLISHED:
@@ -166,7 +167,7 @@ def _from_hidden(model: Model, case: Case, device: torch.device) -> Callable[[],
         UserError: the model is transformers' own, and the other side has timed it.
     """
     if not isinstance(model, Encoder):
-        raise UserError(f"{case.family} is transformers' own module: in mode=published both sides are the same code")
+        raise UserError("transformers' own module: both sides are the same code")
     width = case.size.hidden
     states = torch.randn(case.sequences * case.length, width, device=device)
     words: Any = model.embeddings.word

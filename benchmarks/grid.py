@@ -26,7 +26,8 @@ from cramming.engine import is_out_of_memory
 from cramming.errors import UserError
 
 BUSY_ABOVE = 1.3  # upper over lower quartile of a ratio, or wall over processor time's: not to be trusted
-BROKE = "failed"  # how the reason begins where it is a mistake of the benchmark or of what it measures
+# How a reason begins where it is not about memory or time: a mistake of a program, or something that cannot be had.
+BROKE, REFUSED = "failed", "refused"
 FEWEST_PAIRS = 3  # which quartiles need
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _MEGABYTE = 2**20
@@ -35,8 +36,13 @@ _MEGABYTE = 2**20
 class Side(Protocol):
     """One of the things compared, ready to run."""
 
-    flops: float | None  # floating-point operations of a block; None: not counted
-    loss: float | None  # of the last block, nats; None: it computes none
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of a block; None: not counted."""
+
+    @property
+    def loss(self) -> float | None:
+        """Of the last block, nats; None: it computes none."""
 
     def block(self) -> None:
         """One piece of work; on a GPU it may still run when this returns."""
@@ -243,7 +249,7 @@ def _blamed(side: str) -> Iterator[None]:
         if ran_out(error):
             raise DoesNotFitError(side, "out of memory") from error
         if isinstance(error, UserError):
-            raise DoesNotFitError(side, str(error)) from error
+            raise DoesNotFitError(side, f"{REFUSED}: {error}") from error
         traceback.print_exception(error)
         raise DoesNotFitError(side, f"{BROKE}: {type(error).__name__}: {error}") from error
 
@@ -295,7 +301,7 @@ def _memory_mb(device: torch.device) -> float:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed
-    return _status_mb("VmRSS")
+    return _status_mb("RssAnon")  # files are mapped: libraries, as they are first used
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -312,16 +318,16 @@ def _peak_mb(device: torch.device) -> float:
     """The most that was held since."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEGABYTE
-    return _status_mb("VmHWM")
+    return _status_mb("VmHWM") - _status_mb("RssFile") - _status_mb("RssShmem")
 
 
 def _status_mb(key: str) -> float:
-    """An entry of this process's status; the largest size so far where the system has no such file."""
+    """An entry of this process's status; 0 where the system keeps none."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
                 return float(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return 0.0
 
 
 def _bound_memory(memory_mb: float) -> None:

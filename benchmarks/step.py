@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -90,8 +91,8 @@ class Theirs:
 
     def __init__(self, case: Case, options: StepOptions, low: bool) -> None:
         self.device, self.dtype = options.where(), DTYPES[options.passes_in()]
-        model = case.counterpart().build(options.their_attention).to(self.device)
-        self.model = model.to(self.dtype) if low else model
+        model: Any = case.counterpart().build(options.their_attention)
+        self.model = model.to(self.device, self.dtype if low else torch.float32)
         self.autocast = not low and self.dtype != torch.float32
         groups = optim.parameter_groups(self.model, decay_norms=False)
         self.optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=WEIGHT_DECAY, betas=BETAS, eps=EPS, fused=True)
