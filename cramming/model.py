@@ -66,6 +66,7 @@ class Model(nn.Module):
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
         """Learning rates and weight decay that parameters have of their own, whatever the optimizer's are.
 
-        By name of the parameter: ``lr`` where the schedule's factor is 1, ``weight_decay``, or both.
+        By name of the parameter: ``lr`` where the schedule's factor is 1, ``weight_decay``, and ``norm``: it is decayed
+        where weights of norms are, as by default one-dimensional parameters are, and only those.
         """
         return {}

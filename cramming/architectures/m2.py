@@ -155,17 +155,16 @@ class _M2(Encoder):
         }
 
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
-        """Rates and decay of filters and positions, see ``M2Config``."""
-        config = self.config
-        network = {"lr": config.filter_lr, "weight_decay": config.filter_weight_decay}
-        frequency = {"lr": config.filter_lr, "weight_decay": config.filter_weight_decay or 0.0}
-        position = {"lr": config.position_lr, "weight_decay": 0.0}
-        options = {}
+        """Rates and decay of filters and of positions, see ``M2Config``."""
+        network = {"lr": self.config.filter_lr, "weight_decay": self.config.filter_weight_decay}
+        own = {"features": {"lr": self.config.position_lr, "norm": True}, "frequency": {**network, "norm": True}}
+        found = {}
         for name, _ in self.named_parameters():
-            _, _, part = name.partition(".mixer.filters.")
-            own = {"features": position, "frequency": frequency, "skip": {}}.get(part, network) if part else {}
-            options[name] = {key: value for key, value in own.items() if value is not None}
-        return {name: own for name, own in options.items() if own}
+            _, inside, part = name.partition(".mixer.filters.")
+            if inside and part != "skip":
+                said = own.get(part, network)
+                found[name] = {option: value for option, value in said.items() if value is not None}
+        return {name: options for name, options in found.items() if options}
 
     @property
     def _mixers(self) -> list[SequenceMixer]:

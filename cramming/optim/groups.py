@@ -8,7 +8,7 @@ from cramming.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-OWN = ("lr", "weight_decay")  # what a parameter may have of its own
+OWN = ("lr", "weight_decay", "norm")  # what a parameter may have of its own
 
 
 def parameter_groups(
@@ -27,7 +27,7 @@ def parameter_groups(
         decay_biases: decay biases as well.
 
     Raises:
-        UserError: options of a parameter there is not, or other options than ``lr`` and ``weight_decay``.
+        UserError: options of a parameter there is not, or others than a ``Model`` may give.
     """
     own = _own_options(model)
     groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {
@@ -37,10 +37,11 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_bias = "bias" in name.rsplit(".", maxsplit=1)[-1]
-            is_norm = parameter.ndim < 2
+            said = dict(own.get(name, {}))
+            is_norm = bool(said.pop("norm", parameter.ndim < 2))
             decayed = decay_biases if is_bias else decay_norms or not is_norm
             usual = {} if decayed else {"weight_decay": 0.0}
-            options = {**usual, **own.get(name, {})}
+            options = {**usual, **said}
             key = tuple(sorted(options.items()))
             named = {"params": [], "name": ",".join(f"{option}={value:g}" for option, value in key), **options}
             groups.setdefault(key, named)["params"].append(parameter)

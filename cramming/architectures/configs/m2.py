@@ -63,9 +63,9 @@ class M2Config(ArchConfig):
     # Start with the same short convolutions, skips and feed-forward matrices in every layer, as the published code does
     # by copying one layer.
     identical_layers: bool = False
-    # Learning rates, at the schedule's factor 1, and weight decay of their own for the networks that generate filters
-    # and for the positions these start from; None: as everything else (positions and frequencies are not decayed).
-    # Published code asks for 1e-3, 0.1 and 1e-5 and loses them before training, and so released models are without.
+    # Learning rates, at the schedule's factor 1, and a weight decay of their own for the networks that generate filters
+    # and for the positions these start from; None: as everything else. Positions and frequencies are decayed where
+    # norms are. Published code asks for 1e-3, 0.1 and 1e-5 and loses them before training: released models are without.
     # Here adamw multiplies decay by the rate: 0.1 takes 1e-4 of a weight a step. Their optimizer does not: its 0.1
     # would have taken a tenth of every filter at every step.
     filter_lr: Optional[float] = None  # noqa: UP045
