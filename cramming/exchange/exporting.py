@@ -3,26 +3,25 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
+from cramming.architectures.configs import ArchConfig
+from cramming.architectures.configs.hf import HfConfig
 from cramming.architectures.reference import tensors_of, to_reference
-from cramming.architectures.references import FAMILIES, MLM, WRITERS
-from cramming.durable import replace, room_for, sync, sync_folder, write_atomically
+from cramming.architectures.references import FAMILIES, MLM, Plan
+from cramming.durable import replace as rename
+from cramming.durable import room_for, sync, sync_folder, write_atomically
 from cramming.errors import UserError
 from cramming.exchange import importing, model_card, onnx_graph, tokenizers
 from cramming.exchange.importing import Request
 from cramming.exchange.places import OWN
 from cramming.exchange.weights import Weights
-from cramming.model import Model
-
-_SPECIAL = ("pad", "cls", "sep", "mask")
-_SAME_IDS = {"bos_token_id": "cls", "eos_token_id": "sep"}  # theirs -> our word for it, where a family has them
+from cramming.exchange.written import reference_config, special_ids, transformers_class
 
 
 def export(
@@ -48,26 +47,28 @@ def export(
     """
     check_free(to, overwrite)
     tokenizer = weights.tokenizer
-    if tokenizer is None:
-        raise UserError(f"{weights.title} has no tokenizer: name its own with tokenizer=")
+    assert tokenizer is not None, "selected"
     model = weights.model()
-    family, config, state = reference_form(weights, model)
-    library = _transformers_class(config)
-    ids = {role: getattr(tokenizer, f"{role}_id") for role in _SPECIAL}
-    config = _with_ids(config, ids, library is not None)
+    ids = special_ids(tokenizer)
+    family, config = reference_config(weights.arch, weights.vocab_size, weights.seq_length, ids)
+    library = transformers_class(config)
+    # The library ties what is tied by itself; others may read strictly.
+    plan = FAMILIES[family](config, MLM)
+    state = to_reference(model, plan, copies=library is None)
     temporary = to.with_name(f".exporting-{to.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with room_for(to):
             temporary.mkdir(parents=True)
             save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-            _write_json(temporary / "config.json", config)
+            _write_json(temporary / "config.json", {**config, **(_about_library() if library else {})})
             types = int(config.get("type_vocab_size") or 0) > 1
             tokenizers.write(tokenizer, temporary, weights.seq_length, types=types)
-            own = {"arch": asdict(weights.arch), "vocab_size": weights.vocab_size, "positions": weights.seq_length}
-            _write_json(temporary / OWN, {**own, "name": name, "trained": dict(facts), "origin": dict(weights.origin)})
+            sizes = {"vocab_size": weights.vocab_size, "positions": weights.seq_length, "special_ids": ids}
+            about = {"name": name, "trained": dict(facts), "origin": dict(weights.origin)}
+            _write_json(temporary / OWN, {"arch": asdict(_self_contained(weights.arch, plan)), **sizes, **about})
             if onnx:
-                onnx_graph.write(model, temporary / "encoder.onnx", family)
+                onnx_graph.write(model, temporary / "encoder.onnx")
             card = model_card.card(name, weights, facts, family=family, library=library, onnx=onnx)
             write_atomically(temporary / "README.md", card.encode())
             mode = (temporary / OWN).stat().st_mode & 0o777  # the library leaves its file to its owner alone
@@ -100,50 +101,23 @@ def check_free(to: Path, overwrite: bool) -> None:
         raise UserError(f"to={to} was not written by an export, so overwrite=true does not remove it: name another")
 
 
-def reference_form(weights: Weights, model: Model) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """A model as its family has it: the family, their config, their tensors.
-
-    Raises:
-        UserError: there is no other system that has this architecture, or not with these options.
-    """
-    kind = weights.arch.kind
-    if kind not in WRITERS:
-        raise UserError(
-            f"arch={kind} cannot be exported: no other system has it; there are: {', '.join(sorted(WRITERS))}"
-        )
-    family, config = WRITERS[kind](weights.arch, weights.vocab_size, weights.seq_length)
-    plan = FAMILIES[family](config, MLM)
-    copies = _transformers_class(config) is None  # the library ties them itself; others may read strictly
-    return family, config, to_reference(model, plan, copies=copies)
+def _self_contained(arch: ArchConfig, plan: Plan) -> ArchConfig:
+    """Options that mean the same on another machine: those of arch=hf may name a folder or an id."""
+    if not isinstance(arch, HfConfig):
+        return arch
+    return replace(plan.arch, name=arch.name, batch_size=arch.batch_size, vocab_size=arch.vocab_size)
 
 
-def _transformers_class(config: Mapping[str, Any]) -> str | None:
-    """The class of transformers that loads a folder with this config; None: there is none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+def _about_library() -> dict[str, str]:
+    import transformers
 
-    known = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(str(config.get("model_type")))
-    return known if known is not None and known in (config.get("architectures") or ()) else None
-
-
-def _with_ids(config: dict[str, Any], ids: Mapping[str, int], library: bool) -> dict[str, Any]:
-    """The config with the tokenizer's special ids, wherever it has a place for them."""
-    changed = {key: _with_ids(value, ids, False) if isinstance(value, dict) else value for key, value in config.items()}
-    for key in changed:
-        role = _SAME_IDS.get(key, key.removesuffix("_token_id"))
-        if key.endswith("_token_id") and role in ids:
-            changed[key] = ids[role]
-    if library:
-        import transformers
-
-        changed |= {"pad_token_id": ids["pad"], "dtype": "float32", "transformers_version": transformers.__version__}
-    return changed
+    return {"dtype": "float32", "transformers_version": transformers.__version__}
 
 
 def _check_readable(folder: Path, weights: Weights) -> None:
     """What was written gives the weights that went in."""
     read = importing.of_files(folder / "model.safetensors", str(folder), Request())
     ours, theirs = tensors_of(weights.model()), tensors_of(read.model())
-    assert read.arch == weights.arch, (read.arch, weights.arch)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), f"{name} differs after export"
@@ -155,10 +129,10 @@ def _take_place(temporary: Path, to: Path) -> None:
         old = to.with_name(f".replaced-{to.name}")
         shutil.rmtree(old, ignore_errors=True)
         to.rename(old)
-        replace(temporary, to, "export")
+        rename(temporary, to, "export")
         shutil.rmtree(old)
     else:
-        replace(temporary, to, "export")
+        rename(temporary, to, "export")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

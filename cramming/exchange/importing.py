@@ -15,12 +15,14 @@ from torch import Tensor
 from cramming import registry
 from cramming.architectures.configs import ArchConfig
 from cramming.architectures.reference import fill, listed
-from cramming.architectures.references import CLASSIFICATION, DETECTORS, FAMILIES, MLM, WRITERS, Plan
+from cramming.architectures.references import CLASSIFICATION, DETECTORS, FAMILIES, MLM, Plan
+from cramming.architectures.references.plan import completed
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.exchange import containers, tokenizers
 from cramming.exchange.places import CONFIGS, OWN
 from cramming.exchange.weights import LONGEST, Weights, sha256
+from cramming.exchange.written import reference_config
 from cramming.hashing import key
 from cramming.suggest import nearest
 
@@ -73,14 +75,15 @@ def of_files(weights: Path, title: str, request: Request) -> Weights:
     """
     tensors, rest = containers.read(weights)
     config, config_title = _config(weights, rest, request.config)
-    family = request.family or _detected(config, tensors, weights, config_title)
-    tensors = _with_prefix(family, config, tensors)
+    own = _own(weights.parent, config)
+    family = request.family or (own[0] if own else _detected(config, tensors, weights, config_title))
+    tensors = _with_prefix(family, completed(family, config, tensors), tensors)
+    config = dict(completed(family, config, tensors))
     try:
         plan = FAMILIES[family](config, MLM)
     except UserError as error:
         raise UserError(f"{config_title}: {error}") from error
-    own = _own_arch(weights.parent, family, config)
-    arch = plan.arch if own is None else own
+    arch = own[1] if own and own[0] == family else plan.arch
     torch.manual_seed(key("exchange", "weights"))  # what has no weights in the checkpoint begins the same every time
     model = arch.build(plan.vocab_size, plan.positions)
     classifying = _classifying(family, config)
@@ -135,7 +138,7 @@ def _config(weights: Path, rest: Mapping[str, Any], given: str | None) -> tuple[
     inside = _inner(dict(rest))
     if inside is not rest and inside != dict(rest):
         return inside, f"the config within {weights}"
-    raise UserError(f"{weights} has no {' or '.join(CONFIGS)} beside it: give the model's config with config=<file>")
+    return {}, f"{weights} has no {' or '.join(CONFIGS)} beside it; give its config with config=<file>"
 
 
 def _inner(config: dict[str, Any]) -> dict[str, Any]:
@@ -189,8 +192,8 @@ def _with_prefix(family: str, config: Mapping[str, Any], tensors: dict[str, Tens
     return tensors
 
 
-def _own_arch(place: Path, family: str, config: Mapping[str, Any]) -> ArchConfig | None:
-    """Our own options, as an exported folder keeps them, if its config still says what they say.
+def _own(place: Path, config: Mapping[str, Any]) -> tuple[str, ArchConfig] | None:
+    """Family and our own options, as an exported folder keeps them, if its config still says what they say.
 
     Raises:
         UserError: they are damaged.
@@ -200,7 +203,7 @@ def _own_arch(place: Path, family: str, config: Mapping[str, Any]) -> ArchConfig
         return None
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        node, vocab_size, positions = said["arch"], said["vocab_size"], said["positions"]
+        node, sizes = said["arch"], (said["vocab_size"], said["positions"], said["special_ids"])
         schema = OmegaConf.structured(registry.lookup("arch", node["kind"]))
         arch = OmegaConf.to_object(OmegaConf.merge(schema, node))
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
@@ -208,9 +211,9 @@ def _own_arch(place: Path, family: str, config: Mapping[str, Any]) -> ArchConfig
             f"{file} is damaged ({' '.join(str(error).split())[:160]}): delete it, the rest is enough"
         ) from error
     assert isinstance(arch, ArchConfig)
-    written_by, written = WRITERS[arch.kind](arch, vocab_size, positions)
+    family, written = reference_config(arch, *sizes)
     unchanged = all(config.get(name) == value for name, value in json.loads(json.dumps(written)).items())
-    return arch if written_by == family and unchanged else None
+    return (family, arch) if unchanged else None
 
 
 def _head_of(plan: Plan, classifying: Plan | None) -> list[str]:
