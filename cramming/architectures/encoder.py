@@ -78,9 +78,12 @@ class Encoder(Model):
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest)."""
-        device = next(self.parameters()).device
-        form = resolve_form(self.attention, device, length or self.max_positions)
-        return {"attention": form, "vocabulary": "predicted positions only", "last_layer": "predicted positions only"}
+        device, length = next(self.parameters()).device, length or self.max_positions
+        forms = {"attention": resolve_form(self.attention, device, length)}
+        in_16_bits = resolve_form(self.attention, device, length, torch.bfloat16)
+        if in_16_bits != forms["attention"]:
+            forms["attention_in_16_bits"] = in_16_bits
+        return {**forms, "vocabulary": "predicted positions only", "last_layer": "predicted positions only"}
 
     def layout(
         self,

@@ -140,7 +140,7 @@ def test_auto_attention_is_chosen_by_length_on_cpu(bert: Bert) -> None:
     assert bert.attention == "auto"
     assert bert.fast_paths(CPU_MATH_UP_TO)["attention"] == "math"
     assert bert.fast_paths(CPU_MATH_UP_TO + 1)["attention"] == "sdpa"
-    with pytest.raises(ValueError, match="'flash' is not one of auto, math, sdpa"):
+    with pytest.raises(ValueError, match="'flash' is not one of auto, math, blocks, sdpa"):
         bert.attention = "flash"
 
 

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from cramming.architectures.layers.alibi import alibi, slopes
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
+from cramming.architectures.layers.blockwise import blockwise_attention
 from cramming.architectures.layers.local_attention import banded, local_attention
-from cramming.architectures.layers.rotary import rotate
+from cramming.architectures.layers.rotary import angles, turn
 from cramming.architectures.layers.unpadding import Group, Groups, Layout, Queries
 
-FORMS = ("auto", "math", "sdpa")
-# On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches; beyond
-# this length it is even or better and needs less memory (benchmarks/attention_forms.py).
+FORMS = ("auto", "math", "blocks", "sdpa")
+# On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches. Beyond
+# this length it is better in float32, and in 16 bits the plain products are, a block at a time (``blockwise.py``;
+# benchmarks/attention_forms.py).
 CPU_MATH_UP_TO = 256
 
 
-def resolve_form(form: str, device: torch.device, length: int) -> str:
-    """``math`` or ``sdpa``: what ``form`` means on this device at this length.
+def resolve_form(form: str, device: torch.device, length: int, dtype: torch.dtype = torch.float32) -> str:
+    """``math``, ``blocks`` or ``sdpa``: what ``form`` means on this device at this length in this precision.
 
     Raises:
         ValueError: not one of ``FORMS``.
@@ -32,7 +34,11 @@ def resolve_form(form: str, device: torch.device, length: int) -> str:
         raise ValueError(f"attention={form!r} is not one of {', '.join(FORMS)}")
     if form != "auto":
         return form
-    return "math" if device.type == "cpu" and length <= CPU_MATH_UP_TO else "sdpa"
+    if device.type != "cpu":
+        return "sdpa"
+    if length <= CPU_MATH_UP_TO:
+        return "math"
+    return "blocks" if dtype.itemsize == 2 else "sdpa"
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
@@ -91,7 +97,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
         """(T, H) -> (T, H), or (N, H) at the slots in use of ``queries``."""
         if layout.groups is None:
-            rows = self._on_grid(x, layout, queries)
+            local = queries is not None and self._is_local(layout.length)  # cheaper for all tokens than for some
+            rows = self._on_grid(x, layout, None if local else queries)
+            rows = queries.select(rows) if local and queries is not None else rows
         else:
             # Every batch has other groups: a compiled graph of them would be another one in every step.
             apart = torch.compiler.is_compiling()
@@ -145,20 +153,38 @@ class SelfAttention(nn.Module):
             v: values.
             places: (B, Q), positions of the queries; None: every position is one.
         """
-        length = k.shape[2]
         if self.rotary is not None:
-            everywhere = torch.arange(length, device=k.device)
-            q = rotate(q, everywhere if places is None else places, self.rotary)
-            k = rotate(k, everywhere, self.rotary)
+            everywhere = self._angles(k, grid, self.rotary)
+            by = everywhere if places is None else angles(places, k.shape[3], self.rotary, k.dtype)
+            q, k = turn(q, by), turn(k, everywhere)
         dropout = self.dropout if self.training else 0.0
-        # Narrower than the whole sequence, and narrow enough for the chunks' overlap to pay.
-        if self.window is not None and self.slopes is None and places is None and length > 4 * self.window:
+        if places is None and self.window is not None and self._is_local(k.shape[2]):
             context = local_attention(q, k, v, self.window, mask=grid.mask, dropout=dropout)
         else:
-            bias = self._bias(k, grid, places)
-            attend = math_attention if resolve_form(self.form, q.device, length) == "math" else sdpa_attention
-            context = attend(q, k, v, bias, dropout)
+            context = self._attend(q, k, v, self._bias(k, grid, places), dropout)
         return context.transpose(1, 2).flatten(2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+        """All keys by all queries, in the form that was asked for: -> (B, A, Q, D)."""
+        form = resolve_form(self.form, q.device, k.shape[2], q.dtype)
+        # A block at a time is for running as it is written: there is no dropout in it, and nothing for a compiler.
+        if form == "blocks" and not dropout and not torch.compiler.is_compiling():
+            return blockwise_attention(q, k, v, bias)
+        return math_attention(q, k, v, bias, dropout) if form == "math" else sdpa_attention(q, k, v, bias, dropout)
+
+    def _is_local(self, length: int) -> bool:
+        """Whether the window is narrower than the whole sequence, and narrow enough for the chunks' overlap to pay."""
+        return self.window is not None and self.slopes is None and length > 4 * self.window
+
+    def _angles(self, k: Tensor, grid: Group | Layout, base: float) -> Tensor:
+        """By which keys are turned, once for all layers of the same base."""
+        wanted = ("angles", base, k.shape[3], k.dtype)
+        found = None if torch.compiler.is_compiling() else grid.memo.get(wanted)
+        if found is None:
+            found = angles(torch.arange(k.shape[2], device=k.device), k.shape[3], base, k.dtype)
+            if not torch.compiler.is_compiling():
+                grid.memo[wanted] = found
+        return found
 
     def _bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
         """What is added to the scores, (1 or B, 1 or A, 1 or Q, S), once for all layers that ask for the same."""
