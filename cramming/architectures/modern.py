@@ -1,4 +1,4 @@
-"""ModernBERT (https://arxiv.org/abs/2412.13663, code https://github.com/AnswerDotAI/ModernBERT), and what shares its form.
+"""ModernBERT (https://arxiv.org/abs/2412.13663; https://github.com/AnswerDotAI/ModernBERT) and others of its form.
 
 NeoBERT (https://arxiv.org/abs/2502.19587) is this with RMSNorm, SiLU for gates, no norm of embeddings, all keys seen in
 every layer, and nothing between the encoder and a vocabulary matrix of its own.

@@ -50,10 +50,10 @@ class PooledHeadConfig:
 @register("arch", "modern")
 @dataclass
 class ModernConfig(ArchConfig):
-    """ModernBERT (https://arxiv.org/abs/2412.13663): pre-norm, rotary positions, gates, most layers see neighbours only.
+    """ModernBERT (https://arxiv.org/abs/2412.13663): pre-norm, rotary positions, gates, most layers see a window only.
 
-    The defaults are its base size. NeoBERT (https://arxiv.org/abs/2502.19587) is a configuration of it. Sequences of any
-    length fit, in evaluation also longer ones than it was trained on.
+    The defaults are its base size. NeoBERT (https://arxiv.org/abs/2502.19587) is a configuration of it. Sequences of
+    any length fit, in evaluation also longer ones than it was trained on.
 
     Raises:
         UserError: an option that does not exist, sizes that no model can have.

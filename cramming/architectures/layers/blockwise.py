@@ -1,8 +1,8 @@
 """Attention written out a few heads and queries at a time, so that their scores never leave a core's cache.
 
-On a processor with 16-bit matrix units the plain products are about twice as fast as the fused kernel, if only scores of
-long sequences did not fill the memory. Here a block's scores are made, used and forgotten; backward makes them again,
-which costs one product in six and keeps the memory of a layer at what the fused kernel needs.
+On a processor with 16-bit matrix units the plain products are about twice as fast as the fused kernel, if only scores
+of long sequences did not fill the memory. Here a block's scores are made, used and forgotten; backward makes them
+again, which costs one product in six and keeps the memory of a layer at what the fused kernel needs.
 
 Shape legend: B sequences, A heads, Q queries of a sequence, S positions, D width of a head.
 """

@@ -44,7 +44,7 @@ def local_attention(
         (B, A, S, D).
     """
     if q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
-        context: Tensor = _Local.apply(q, k, v, window, mask)  # type: ignore[no-untyped-call]
+        context: Tensor = _Local.apply(q, k, v, _Cut.of(q.shape[2], window, mask))  # type: ignore[no-untyped-call]
         return context
     return plain_local_attention(q, k, v, window, mask=mask, dropout=dropout)
 
@@ -54,8 +54,8 @@ def plain_local_attention(
 ) -> Tensor:
     """The same in few operations on all chunks at once, which suits a GPU and a compiler; arguments as there."""
     sequences, heads, length, width = q.shape
-    cut = _Cut.of(length, window)
-    blocked = cut.band(q) + cut.edges(q, mask)  # (1 or B, K, C, L)
+    cut = _Cut.of(length, window, mask)
+    blocked = cut.band(q) + cut.edges(q)  # (1 or B, K, C, L)
     after = cut.chunks * cut.chunk - length
     q = F.pad(q, (0, 0, 0, after)).view(sequences, heads, cut.chunks, cut.chunk, width) * (1.0 / math.sqrt(width))
     k, v = (F.pad(x, (0, 0, window, window + after)).unfold(2, cut.keys, cut.chunk) for x in (k, v))  # (B, A, K, D, L)
@@ -68,22 +68,29 @@ def plain_local_attention(
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a sequence is cut."""
+    """How sequences are cut."""
 
     length: int  # S
     window: int  # W
     chunk: int  # C
     chunks: int  # K
+    mask: Tensor | None  # (B, S), true where a token is; None: everywhere
 
     @staticmethod
-    def of(length: int, window: int) -> "_Cut":
+    def of(length: int, window: int, mask: Tensor | None) -> "_Cut":
         chunk = min(max(window, SMALLEST), LARGEST, length)
-        return _Cut(length, window, chunk, -(-length // chunk))
+        return _Cut(length, window, chunk, -(-length // chunk), mask)
 
     @property
     def keys(self) -> int:
         """L."""
         return self.chunk + 2 * self.window
+
+    @property
+    def reaching_over(self) -> tuple[int, int]:
+        """The chunks before the first of these and from the second on need keys that a sequence does not have."""
+        after = self.window + self.chunks * self.chunk - self.length
+        return -(-self.window // self.chunk), self.chunks - -(-after // self.chunk)
 
     def band(self, like: Tensor) -> Tensor:
         """What is added to a chunk's scores to shut out keys further than the window: (C, L)."""
@@ -91,9 +98,10 @@ class _Cut:
         near = banded(places[self.window : self.window + self.chunk], places, self.window)
         return _shut_out(~near, like)
 
-    def edges(self, like: Tensor, mask: Tensor | None) -> Tensor:
+    def edges(self, like: Tensor) -> Tensor:
         """The same to shut out keys before the sequence, after it, and of padding: (1 or B, K, 1, L)."""
-        inside = torch.ones(1, self.length, dtype=torch.bool, device=like.device) if mask is None else mask
+        everywhere = torch.ones(1, self.length, dtype=torch.bool, device=like.device)
+        inside = everywhere if self.mask is None else self.mask
         after = self.chunks * self.chunk - self.length
         around = F.pad(inside, (self.window, self.window + after)).unfold(1, self.keys, self.chunk)
         return _shut_out(~around, like)[:, :, None, :]
@@ -133,24 +141,23 @@ class _Local(torch.autograd.Function):
     """A few heads at a time, so that their scores stay in a core's cache; the probabilities are kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
-        """3 x (B, A, S, D), W, (B, S) -> (B, A, S, D)."""
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cut: _Cut) -> Tensor:
+        """3 x (B, A, S, D) -> (B, A, S, D)."""
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        cut = ctx.cut = _Cut.of(q.shape[2], window)
-        scale = ctx.scale = 1.0 / math.sqrt(q.shape[-1])
-        band, edges = cut.band(q), cut.edges(q, mask)
-        first = -(-window // cut.chunk)  # chunks that reach over the sequence's ends
-        last = cut.chunks - -(-(window + cut.chunks * cut.chunk - cut.length) // cut.chunk)
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        ctx.cut, ctx.scale = cut, scale
+        band, edges = cut.band(q), cut.edges(q)
+        first, last = cut.reaching_over
         context, kept = torch.empty_like(q), []
         for block in _cut(q, cut):
             part = q[block]
             scores = torch.bmm(cut.in_chunks(part.flatten(0, 1) * scale), cut.around(k[block].flatten(0, 1)).mT)
             scores.add_(band)
             by_sequence = scores.view(*part.shape[:2], cut.chunks, cut.chunk, cut.keys)
-            if mask is not None or last <= first:
-                by_sequence.add_(edges[block[0] if mask is not None else slice(None)][:, None])
+            if cut.mask is not None:
+                by_sequence.add_(edges[block[0], None])
             else:
-                for ends in (slice(0, first), slice(last, cut.chunks)):
+                for ends in (slice(0, first), slice(max(first, last), cut.chunks)):
                     by_sequence[:, :, ends].add_(edges[:, None, ends])
             probabilities = F.softmax(scores, dim=-1)
             read = torch.bmm(probabilities, cut.around(v[block].flatten(0, 1)))
@@ -177,7 +184,7 @@ class _Local(torch.autograd.Function):
             to_keys = torch.bmm(of_scores.mT, cut.in_chunks(q[block].flatten(0, 1) * scale))
             of_k[block] = cut.sum_back(to_keys, heads).view(shape)
             of_v[block] = cut.sum_back(torch.bmm(probabilities.mT, slope), heads).view(shape)
-        return of_q.mul_(scale), of_k, of_v, None, None
+        return of_q.mul_(scale), of_k, of_v, None
 
 
 def _cut(q: Tensor, cut: _Cut) -> list[tuple[slice, slice]]:

@@ -53,8 +53,8 @@ class ScaleNorm(nn.Module):
 def make_norm(kind: str, hidden: int, eps: float, bias: bool = True) -> nn.Module:
     """``layernorm``, ``rmsnorm``, ``scalenorm`` (one gain) or ``unitnorm`` (a gain for each feature): (..., H) -> same.
 
-    ``layernorm_float32`` is ``layernorm`` with weights that stay in float32. Without ``bias`` both have none; the others
-    never have.
+    ``layernorm_float32`` is ``layernorm`` with weights that stay in float32. Without ``bias`` both have none, which the
+    others never have.
 
     Raises:
         ValueError: another kind.

@@ -1,6 +1,6 @@
 """NeoBERT as released (https://huggingface.co/chandar-lab/NeoBERT, code https://github.com/chandar-lab/NeoBERT).
 
-Its rotation turns neighbouring features of a head, ours one of each half; and its fused matrix is laid out head by head.
+Its rotation turns neighbouring features of a head, ours one of each half; its fused matrix is laid out head by head.
 Both are orders of the rows of one matrix, so that ours computes the same.
 """
 
@@ -113,7 +113,7 @@ def neobert_config(arch: ModernConfig, vocab_size: int, positions: int) -> dict[
         return None
     if arch.intermediate % MULTIPLE:
         raise UserError(
-            f"arch.intermediate={arch.intermediate} cannot be exported: NeoBERT rounds it up to a multiple of {MULTIPLE}"
+            f"arch.intermediate={arch.intermediate} cannot be exported: NeoBERT rounds it to a multiple of {MULTIPLE}"
         )
     return {
         "architectures": ["NeoBERTLMHead"],
