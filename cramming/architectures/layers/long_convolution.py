@@ -136,7 +136,8 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(C, B, S) -> gradients of what ``forward`` was given."""
-        work = _Work(*ctx.saved_tensors)
+        given = ctx.saved_tensors
+        work = _Work(*given)
         residual = work.signals.residual
         of_projected = torch.empty_like(work.signals.projected).unflatten(0, (3, -1))
         of_residual = None if residual is None else torch.empty_like(residual)
@@ -159,8 +160,8 @@ class _Gated(torch.autograd.Function):
                 of_spectra[1, part] = (work.there(residual[part]).conj() * incoming).sum(1)
                 of_residual[part] = work.back(incoming.mul_(work.of(1, part).conj()), masked=True)
         of_spectra *= work.weights()
-        dtype = ctx.saved_tensors[3].dtype
-        short = of_weight.flatten(0, 1)[:, None].to(dtype), of_bias.flatten().to(dtype)
+        weight, bias = given[3:5]
+        short = of_weight.view(weight.shape).to(weight.dtype), of_bias.view(bias.shape).to(bias.dtype)
         return of_projected.flatten(0, 1), of_residual, None, *short, of_spectra
 
 
