@@ -65,7 +65,8 @@ def fill(model: Model, tokenizer: Tokenizer, text: str, top: int = 5) -> list[li
     one = torch.zeros(1, dtype=torch.int64, device=device)
     weights = torch.ones_like(positions, dtype=torch.float32)
     batch = Batch(one, one, inputs, positions, torch.zeros_like(positions), weights, None, weights.sum())
-    probabilities = model(batch, logits=True)[0].float().softmax(-1)
+    scores = model(batch, logits=True)[0, :, : tokenizer.vocab_size]  # rows to spare have no word
+    probabilities = scores.float().softmax(-1)
     best = probabilities.topk(min(top, probabilities.shape[-1]), dim=-1)
     return [
         [(tokenizer.token(int(token)), float(p)) for p, token in zip(row_p, row_t, strict=True)]

@@ -127,12 +127,13 @@ def fill(model: nn.Module, plan: Plan, state_dict: Mapping[str, Tensor], *, with
         for part, theirs in zip(parts, source.names, strict=True):
             given = state_dict[theirs][source.unread :] if source.unread else state_dict[theirs]
             lacking = part.shape[0] - given.shape[0] if part.dim() and given.dim() else 0
+            there = part
             if 0 < lacking <= source.spare:
                 part[-lacking:] = source.filler
-                part = part[:-lacking]
-            if part.shape != given.shape:
+                there = part[:-lacking]
+            if there.shape != given.shape:
                 raise UserError(f"{theirs!r} has shape {_shape(given, source)}, the config says {_shape(part, source)}")
-            part.copy_(given)
+            there.copy_(given)
         if source.order is not None:
             target.copy_(target[source.order.to(target.device)])
     return model

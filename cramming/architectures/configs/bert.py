@@ -28,8 +28,10 @@ class BertConfig(ArchConfig):
             position table.
     """
 
-    # A norm or a bias more or less is within what repeated measurements differ by.
-    FREE: ClassVar[tuple[str, ...]] = (*ArchConfig.FREE, "norm_scheme", "embedding_norm", "decoder_bias")
+    # A norm, a bias or a few words more or less are within what repeated measurements differ by.
+    FREE: ClassVar[tuple[str, ...]] = (
+        *ArchConfig.FREE, "norm_scheme", "embedding_norm", "decoder_bias", "pad_vocab_to"
+    )  # fmt: skip
 
     kind: str = "bert"
     name: str = "bert"
@@ -42,6 +44,7 @@ class BertConfig(ArchConfig):
     # Rows of the position table; None: as many as the data's sequences have.
     max_positions: Optional[int] = None  # noqa: UP045 (OmegaConf reads this form)
     token_types: int = 2  # pretraining uses type 0 only
+    pad_vocab_to: int = 1  # rows of the vocabulary are filled up to a multiple of this, such as matrix units like
     norm_scheme: str = "post"  # where the norms are: after each sublayer; or pre: before, and one after the last
     embedding_norm: bool = True
     decoder_bias: bool = True  # of the logits
@@ -50,14 +53,18 @@ class BertConfig(ArchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least_one("layers", "hidden", "heads", "intermediate", "token_types")
+        self._at_least_one("layers", "hidden", "heads", "intermediate", "token_types", "pad_vocab_to")
         self._one_of("norm_scheme", NORM_SCHEMES)
         self._heads_divide_hidden(self.heads, self.hidden)
+
+    def rows(self, vocab_size: int) -> int:
+        """Rows of the vocabulary's matrices."""
+        return self._padded(vocab_size, self.pad_vocab_to)
 
     def build(self, vocab_size: int, seq_length: int, labels: int | None = None) -> nn.Module:
         positions = self._position_rows(seq_length, self.max_positions)
         from cramming.architectures.bert import Bert, BertClassifier
 
         if labels is None:
-            return Bert(self, vocab_size, positions)
-        return BertClassifier(self, vocab_size, positions, labels)
+            return Bert(self, self.rows(vocab_size), positions)
+        return BertClassifier(self, self.rows(vocab_size), positions, labels)

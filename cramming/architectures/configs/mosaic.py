@@ -54,8 +54,12 @@ class MosaicConfig(ArchConfig):
         """The norms' name in ``layers/norm.py``."""
         return "layernorm" if self.low_precision_norm else "layernorm_float32"
 
+    def rows(self, vocab_size: int) -> int:
+        """Rows of the vocabulary's matrices."""
+        return self._padded(vocab_size, self.pad_vocab_to)
+
     def build(self, vocab_size: int, seq_length: int, labels: int | None = None) -> nn.Module:
         from cramming.architectures.mosaic import Mosaic, MosaicClassifier
 
-        rows = self._padded(vocab_size, self.pad_vocab_to)
+        rows = self.rows(vocab_size)
         return Mosaic(self, rows) if labels is None else MosaicClassifier(self, rows, labels)

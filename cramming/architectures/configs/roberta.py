@@ -34,5 +34,5 @@ class RobertaConfig(BertConfig):
         from cramming.architectures.roberta import Roberta, RobertaClassifier
 
         if labels is None:
-            return Roberta(self, vocab_size, positions)
-        return RobertaClassifier(self, vocab_size, positions, labels)
+            return Roberta(self, self.rows(vocab_size), positions)
+        return RobertaClassifier(self, self.rows(vocab_size), positions, labels)

@@ -116,7 +116,7 @@ def config_of(arch: BertConfig, vocab_size: int, positions: int) -> dict[str, An
         **{theirs: getattr(arch, ours) for theirs, ours in CONFIG.items()},
         **{name: accepted[0] for name, accepted in REQUIRED.items()},
         **({} if arch.decoder_bias else {"decoder_bias": False}),
-        "vocab_size": vocab_size,
+        "vocab_size": arch.rows(vocab_size),
         "max_position_embeddings": positions,
     }
 

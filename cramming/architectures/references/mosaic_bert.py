@@ -110,9 +110,15 @@ def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[
     """The config of its ``BertConfig``, which transformers has no class for.
 
     Raises:
-        UserError: a feed-forward part without gates.
+        UserError: a feed-forward part without gates, or a vocabulary that it would fill up further.
     """
     assert isinstance(arch, MosaicConfig)
+    rows = arch.rows(vocab_size)
+    if rows % VOCABULARY_MULTIPLE:
+        raise UserError(
+            f"arch.pad_vocab_to={arch.pad_vocab_to} gives {rows} rows of embeddings, and MosaicBERT has a multiple of "
+            f"{VOCABULARY_MULTIPLE}: nothing that was trained so can be written as one"
+        )
     if not arch.glu:
         raise UserError("arch.glu=false has no place in a MosaicBERT checkpoint, whose feed-forward part has gates")
     return "mosaic_bert", {
@@ -121,5 +127,5 @@ def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[
         **UNUSED,
         "classifier_dropout": arch.classifier_dropout,
         "pad_token_id": 0,
-        "vocab_size": vocab_size,
+        "vocab_size": rows,
     }
