@@ -69,7 +69,10 @@ def export(
             _write_json(temporary / OWN, {"arch": asdict(_self_contained(weights.arch, plan)), **sizes, **about})
             if onnx:
                 onnx_graph.write(model, temporary / "encoder.onnx")
-            card = model_card.card(name, weights, facts, family=family, library=library, onnx=onnx)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            card = model_card.card(
+                weights, facts, name=name, parameters=count, family=family, library=library, onnx=onnx
+            )
             write_atomically(temporary / "README.md", card.encode())
             mode = (temporary / OWN).stat().st_mode & 0o777  # the library leaves its file to its owner alone
             (temporary / "model.safetensors").chmod(mode)

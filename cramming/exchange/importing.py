@@ -246,13 +246,16 @@ def _other_heads(plan: Plan, classifying: Plan | None, tensors: Collection[str],
 
 def _way_out(plan: Plan, head: Collection[str], tensors: Collection[str], request: Request) -> str:
     theirs = {name for ours in head for name in plan.sources[ours].names}
-    if request.head == MLM and not theirs & set(tensors):
+    encoder = {name for ours, source in plan.sources.items() if ours not in head for name in source.names}
+    if request.head == MLM and encoder <= set(tensors) and not theirs & set(tensors):
         return "; it has no masked-language-model head: head=fresh (init_head=fresh in training) begins a new one"
     return ""
 
 
 def _fitted(tokenizer: Tokenizer, arch: ArchConfig, plan: Plan) -> tuple[Tokenizer, int]:
     """The tokenizer, filled up if need be, and the number of ids that gives a model of the checkpoint's shape."""
+    if tokenizer.vocab_size == plan.vocab_size:
+        return tokenizer, plan.vocab_size
     with torch.device("meta"):
         shapes = [
             [tuple(tensor.shape) for tensor in arch.build(size, min(plan.positions, LONGEST)).parameters()]
@@ -263,9 +266,9 @@ def _fitted(tokenizer: Tokenizer, arch: ArchConfig, plan: Plan) -> tuple[Tokeniz
     return tokenizer, tokenizer.vocab_size
 
 
-def summary(weights: Weights) -> str:
-    """What was found, in a line."""
-    parameters = sum(tensor.numel() for tensor in weights.outline().parameters())
+def summary(weights: Weights, model: torch.nn.Module | None = None) -> str:
+    """What was found, in a line; ``model``: one of its architecture, if there is one already."""
+    parameters = sum(tensor.numel() for tensor in (model or weights.outline()).parameters())
     kind = weights.origin.get("family")
     said = f"{weights.title}: {kind}, " if kind else f"{weights.title}: "
     if "tensors" in weights.origin:

@@ -13,13 +13,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from cramming import registry
 from cramming.architectures import growth
 from cramming.architectures.configs import ArchConfig
+from cramming.architectures.references import MLM
 from cramming.config import PretrainConfig
 from cramming.data.config import OF_CHECKPOINT, TRAINED_HERE, DataConfig
 from cramming.data.fingerprint import LENGTH
@@ -57,6 +57,9 @@ def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
             f"data.tokenizer={TRAINED_HERE} would give new words the places of those that init_from={given} knows: "
             "leave it out, and the checkpoint's is used"
         )
+    head = chosen.get("init_head", MLM)
+    if head not in importing.HEADS:
+        return []  # said when the whole is checked
     if "arch" in chosen or _experiment_chooses(chosen.get("experiment"), experiments):
         return []
     if "," in given and {"-m", "--multirun"} & set(words):
@@ -66,7 +69,7 @@ def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
     if chosen.get("resume", "true").lower() not in ("false", "0", "no", "off"):
         arch = _begun(given, base_dir, chosen.get("name", "default"))
     if arch is None:
-        arch = _architecture(opened(given, str(base_dir), Request(head=chosen.get("init_head", "mlm"))))
+        arch = _architecture(opened(given, str(base_dir), Request(head=head)))
     ConfigStore.instance().store(group="arch", name=_OPTION, node=arch)
     return [f"arch={_OPTION}"]
 
@@ -88,19 +91,18 @@ def initialize(model: Model, config: PretrainConfig, tokenizer: Tokenizer) -> di
     """
     weights = _opened(config)
     _check_tokenizer(weights, config, tokenizer)
-    outline, fresh = weights.outline(), model.state_dict()
-    state = dict(weights.state)
+    state, fresh = dict(weights.state), model.state_dict()
     ways = {"width": config.init_width, "depth": config.init_depth, "positions": config.init_positions}
-    same = {n: t.shape for n, t in outline.state_dict().items()} == {n: t.shape for n, t in fresh.items()}
+    same = {name: tensor.shape for name, tensor in state.items()} == {name: t.shape for name, t in fresh.items()}
     if not same or any(ways.values()):
         try:
-            state = growth.fit(state, outline, model, **ways)  # type: ignore[arg-type]
+            state = growth.fit(state, weights.outline(), model, **ways)  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"init_from={config.init_from}: {error}") from error
     state |= {name: fresh[name] for name in weights.fresh}
     model.load_state_dict(state)
     differing = _differences(weights.arch, config.arch)
-    _log.info("%s%s", importing.summary(weights), f"; changed: {', '.join(differing)}" if differing else "")
+    _log.info("%s%s", importing.summary(weights, model), f"; changed: {', '.join(differing)}" if differing else "")
     grown = {f"init_{name}": way for name, way in ways.items() if way is not None}
     return {"checkpoint": config.init_from, **weights.origin, **grown, "changed": differing}
 
@@ -118,8 +120,12 @@ def data_of(config: PretrainConfig, run_dir: Path) -> DataConfig:
     kept = run_dir / "tokenizer"
     if not ((run_dir / _BEGUN).exists() and kept.is_dir()):
         weights = _opened(config)
-        with torch.device("meta"):  # what cannot be built is known before the corpus is prepared
-            config.arch.build(weights.vocab_size, int(data.seq_length))
+        positions = getattr(config.arch, "max_positions", None)
+        if positions is not None and data.seq_length > positions:
+            raise UserError(
+                f"data.seq_length={data.seq_length} is longer than arch.max_positions={positions}: shorten the "
+                "sequences, or raise arch.max_positions (a learned table then needs init_positions=tile or interpolate)"
+            )
         if data.tokenizer != OF_CHECKPOINT:
             return data
         if weights.tokenizer is None:

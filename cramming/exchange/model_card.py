@@ -13,18 +13,27 @@ from cramming.text import amount
 _NOT_SIZES = ("kind", "name", "batch_size", "vocab_size", "init_std", "classification_head")
 
 
-def card(name: str, weights: Weights, facts: Mapping[str, Any], *, family: str, library: str | None, onnx: bool) -> str:
+def card(
+    weights: Weights,
+    facts: Mapping[str, Any],
+    *,
+    name: str,
+    parameters: int,
+    family: str,
+    library: str | None,
+    onnx: bool,
+) -> str:
     """The text of a model card.
 
     Args:
-        name: the model's.
         weights: what is exported.
         facts: how it was trained, see ``trained``; may be empty.
+        name: the model's.
+        parameters: how many it has.
         family: whose names its tensors have.
         library: the transformers class that loads it; None: none does.
         onnx: whether ``encoder.onnx`` is beside it.
     """
-    parameters = sum(tensor.numel() for tensor in weights.outline().parameters())
     sizes = {
         k: v for k, v in asdict(weights.arch).items() if k not in _NOT_SIZES and v not in (None, False, "", {}, [])
     }
