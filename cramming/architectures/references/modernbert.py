@@ -133,6 +133,8 @@ def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[
         **options,
         "vocab_size": vocab_size,
         "max_position_embeddings": positions,
+        # Of the tokenizers trained here; the defaults lie beyond their vocabularies.
+        **{"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
         "hidden_activation": activations[arch.nonlin],
         "classifier_activation": activations[arch.head_nonlin],
         "classifier_pooling": poolers[head.pooler],

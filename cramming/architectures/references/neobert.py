@@ -128,6 +128,7 @@ def neobert_config(arch: ModernConfig, vocab_size: int, positions: int) -> dict[
         "dim_head": arch.hidden // arch.heads,
         "vocab_size": vocab_size,
         "max_length": positions,
+        "pad_token_id": 0,
     }
 
 
