@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cramming.architectures.configs.m2 import M2Config
+from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.optim import for_model
 from cramming.optim.config import Adam, AdamW, Lion, OptimConfig, Sgd
@@ -104,7 +105,7 @@ def test_layers_may_begin_alike_as_the_published_code_lets_them() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("m2", 80_267_328), ("m2_110m", 115_583_616), ("m2_260m", 259_133_760), ("m2_341m", 341_038_144)],
+    [("m2", 80_285_760), ("m2_110m", 115_583_616), ("m2_260m", 259_133_760), ("m2_341m", 341_038_144)],
 )
 def test_published_sizes_have_the_references_parameters(name: str, parameters: int) -> None:
     content = OmegaConf.load(ARCHS / f"{name}.yaml")
@@ -112,10 +113,10 @@ def test_published_sizes_have_the_references_parameters(name: str, parameters: i
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(M2Config), content))
     with torch.device("meta"):
         assert sum(p.numel() for p in config.build(config.vocab_size, 128).parameters()) == parameters
-        if name == "m2":  # as released
-            config = dataclasses.replace(config, training_additions=True)
-            assert sum(p.numel() for p in config.build(config.vocab_size, 128).parameters()) == 80_285_760
+        if name == "m2":
             assert sum(p.numel() for p in config.build(config.vocab_size, 128, 3).parameters()) == 80_256_003
+            config = dataclasses.replace(config, training_additions=False)
+            assert sum(p.numel() for p in config.build(config.vocab_size, 128).parameters()) == 80_267_328
 
 
 @pytest.mark.parametrize(
@@ -144,3 +145,26 @@ def test_sequences_longer_than_the_position_table_are_refused_and_filters_may_be
     model = config.build(97, 32)
     assert model.blocks[0].mixer.filters.features.shape == (2, 16, 5)
     assert model.fast_paths(64)["convolution"].startswith("real transforms of 128 points")
+
+
+RECIPES = {"m2_80m": "m2", "m2_110m": "m2_110m", "m2_260m": "m2_260m", "m2_341m": "m2_341m"}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "m2_bert_baseline", "m2_flash_baseline"])
+def test_published_recipes(name: str) -> None:
+    """bert/yamls/pretrain of https://github.com/HazyResearch/m2."""
+    config = compose([f"experiment={name}"])
+    train, data, optim = config.train, config.data, config.train.optim
+    assert (train.batch_size, data.seq_length, data.layout, data.name) == (4096, 128, "document", "c4")
+    assert (optim.kind, optim.betas, optim.eps) == ("adamw", [0.9, 0.98], 1e-6)
+    assert (optim.decay_norms, optim.decay_biases) == (True, True)
+    assert optim.lr * optim.weight_decay == pytest.approx(1e-5), "a step's decay where the factor is 1"
+    assert [round(train.schedule(p), 3) for p in (0.03, 0.06, 1.0)] == [0.5, 1.0, 0.02]
+    assert (config.arch.dropout, config.impl.precision) == (0.1, "bfloat16")
+    if name in RECIPES:
+        assert (config.arch.name, optim.lr, train.mask_rate, train.clip_norm) == (RECIPES[name], 8e-4, 0.3, 1.0)
+    elif name == "m2_bert_baseline":
+        assert (config.arch.name, optim.lr, train.mask_rate, train.clip_norm) == ("bert_base", 5e-4, 0.15, None)
+    else:
+        assert (config.arch.name, optim.lr, train.mask_rate, train.clip_norm) == ("mosaic", 5e-4, 0.3, None)
+        assert config.arch.glu is False
