@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cramming.architectures.encoder import Encoder
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
@@ -84,7 +84,7 @@ def fit(
         raise UserError(f"init_positions={positions}: {_family(target)} has no table of positions: leave it out")
     origins = {part.place: part for part in theirs}
     fresh = target.state_dict()
-    grow = _Growth(width, positions, fresh_share)
+    grow = _Growth(width, positions, fresh_share, _stream(source, target))
     grown, used = {}, set()
     for part in ours:
         layer, name = part.place
@@ -114,7 +114,7 @@ def _check_models(source: Model, target: Model, width: str | None, depth: str | 
         )
     if target.layers < source.layers:
         raise UserError(f"the checkpoint has {source.layers} layers and the model {target.layers}: it cannot shrink")
-    if width is not None and not isinstance(target, Encoder):
+    if width is not None and not isinstance(target, Encoder):  # a library's networks, whatever they are
         raise UserError(f"init_width={width}: the matrices of {large} do not say how they are made up")
     if target.layers == source.layers:
         return
@@ -142,7 +142,7 @@ def _anatomy(model: Model) -> list[_Part]:
     formulas: dict[int, Tensor] = {}
     for module in model.modules():
         for table, method in ((declared, "growing_axes"), (formulas, "formulas")):
-            said: Mapping[str, Any] = getattr(module, method, dict)()
+            said = _said(module, method, dict)
             tensors = module.state_dict(keep_vars=True) if said else {}
             table.update({id(tensors[name]): what for name, what in said.items() if name in tensors})
     parts = []
@@ -152,6 +152,20 @@ def _anatomy(model: Model) -> list[_Part]:
         axes = tuple(axis if isinstance(axis, Axis) else Axis(axis) for axis in declared.get(id(tensor), tensor.shape))
         parts.append(_Part(name, tuple(tensor.shape), axes, formulas.get(id(tensor)), place))
     return parts
+
+
+def _said(module: nn.Module, method: str, nothing: type) -> Any:
+    """What a module says of itself; see ``layers/axes.py``."""
+    return getattr(module, method, nothing)()
+
+
+def _stream(source: Model, target: Model) -> tuple[int, int, int]:
+    """Features of the residual stream in both, and the blocks of them that some layer keeps apart."""
+    (small, blocks), (large, others) = (
+        max((_said(module, "stream", tuple) or (0, 1) for module in model.modules()), key=lambda stream: stream[1])
+        for model in (source, target)
+    )
+    return small, large, blocks if blocks == others else 1
 
 
 def _unmatched(part: _Part, origin: int | None, fresh: Tensor) -> Tensor:
@@ -169,6 +183,7 @@ class _Growth:
     width: str | None
     positions: str | None
     fresh_share: float
+    stream: tuple[int, int, int]  # features of the residual stream in the small and the large model, and their blocks
 
     def __call__(self, value: Tensor, small: _Part, large: _Part, fresh: Tensor) -> Tensor:
         """The tensor ``large`` from ``value``, that of the place ``small``."""
@@ -191,24 +206,27 @@ class _Growth:
                 stretch = self._stretches(large, old.size, new.size)
                 learned = _stretched(learned, dim, new.size) if stretch else _repeated(learned, dim, new.size)
                 continue
-            first = self._first(small, large, old, new)
-            place = torch.arange(new.size, device=value.device) - first
-            learned = learned.index_select(dim, place % old.size)
-            repeats = repeats | ((place < 0) | (place >= old.size)).view(along)
+            index, repeated = self._widened(small, large, old, new)
+            learned = learned.index_select(dim, index.to(value.device))
+            repeats = repeats | repeated.to(value.device).view(along)
         if large.formula is not None:
             learned = learned + large.formula.to(value).reshape(learned.shape)
         elif len(large.shape) > 1:
             learned = learned + self.fresh_share * fresh.to(value).reshape(learned.shape) * repeats
         return learned.reshape(large.shape)
 
-    def _first(self, small: _Part, large: _Part, old: Axis, new: Axis) -> int:
-        """Where the features of the small model begin among those of the large one."""
+    def _widened(self, small: _Part, large: _Part, old: Axis, new: Axis) -> tuple[Tensor, Tensor]:
+        """Which feature of the small model each of the large one begins as, and whether that one is there already."""
         shapes = f"{large.name!r} is {small.shape} in the checkpoint and {large.shape} in the model"
         if new.kind == FIXED or new.size < old.size:
             raise UserError(f"{shapes}: it cannot {'grow so' if new.kind == FIXED else 'shrink'}")
         if self.width is None:
             raise UserError(f"{shapes}: give init_width=tile or init_width=centre")
-        return 0 if self.width == "tile" else (new.size - old.size) // 2
+        blocks = self.stream[2] if (old.size, new.size) == self.stream[:2] else 1
+        there, wanted = old.size // blocks, new.size // blocks
+        place = torch.arange(wanted) - (0 if self.width == "tile" else (wanted - there) // 2)
+        index = place % there + there * torch.arange(blocks)[:, None]
+        return index.flatten(), ((place < 0) | (place >= there)).repeat(blocks)
 
     def _stretches(self, large: _Part, old: int, new: int) -> bool:
         """Whether a table of positions is stretched; else it repeats, or is cut."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cramming.architectures.layers.axes import FIXED, WIDTH, Axes, Axis
+from cramming.architectures.layers.axes import FIXED, Axes, Axis
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -38,12 +38,6 @@ class BlockDiagonalLinear(nn.Module):
         if self.bias is not None:
             bound = 1 / math.sqrt(self.outputs)
             nn.init.uniform_(self.bias, -bound, bound)
-
-    def growing_axes(self) -> dict[str, Axes]:
-        """Several blocks of a wider model would hold other channels than their first ones: they must not grow."""
-        blocks, rows, columns = self.weight.shape
-        kind = WIDTH if blocks == 1 else FIXED
-        return {"weight": (Axis(blocks, FIXED), Axis(rows, kind), Axis(columns, kind))}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
@@ -76,9 +70,23 @@ class BlockDiagonalGatedFeedForward(nn.Module):
         self.paired = blocks % 2 == 0 and hidden % blocks == 0 and width % blocks == 0
 
     def growing_axes(self) -> dict[str, Axes]:
-        """Gates and values of a single block grow each by themselves."""
-        blocks, rows, columns = self.expand.weight.shape
-        return {"expand.weight": (Axis(1, FIXED), Axis(2, FIXED), rows // 2, columns)} if blocks == 1 else {}
+        """Blocks stay apart, and so do the two blocks of the outer layer that a block of the inner one leads to.
+
+        Where a block of gates does not face one of values, nothing may grow.
+        """
+        inner, outer = self.expand.weight.shape, self.contract.weight.shape
+        if not self.paired and inner[0] > 1:
+            fixed = ([Axis(size, FIXED) for size in shape] for shape in (inner, outer))
+            return dict(zip(("expand.weight", "contract.weight"), map(tuple, fixed), strict=True))
+        apart = Axis(inner[0], FIXED)
+        return {
+            "expand.weight": (apart, Axis(2, FIXED), inner[1] // 2, inner[2]),
+            "contract.weight": (apart, *outer[1:]),
+        }
+
+    def stream(self) -> tuple[int, int]:
+        """Features of the residual stream, and how many blocks of them it keeps apart."""
+        return self.contract.outputs, self.contract.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
