@@ -7,6 +7,7 @@ family that transformers does not have is compared with its BERT of the same wid
 Shape legend: B sequences, S positions, P predicted, H hidden, V vocabulary.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -88,7 +89,7 @@ class Case:
         found = [name for name in names if name in known]
         if not found:
             raise UserError(f"config/arch has no {self.family!r}{nearest(self.family, known)}")
-        arch = _sized(compose([f"arch={found[0]}"]).arch, self.size)
+        arch = _sized(_composed(found[0]), self.size)
         return _with_dropout(_reaching(arch, self.length), self.dropout)
 
     def batch(self) -> Batch:
@@ -202,6 +203,12 @@ def _difference(ours: Model, theirs: Any, batch: Batch) -> float:
         found = ours(Batch(rows, rows, inputs, every, inputs, weights, None, weights.sum()), logits=True)
         due = theirs(input_ids=inputs).logits
     return float((found - due).norm() / due.norm())
+
+
+@functools.cache
+def _composed(name: str) -> ArchConfig:
+    """The options of a file of ``config/arch``."""
+    return compose([f"arch={name}"]).arch  # type: ignore[no-any-return]
 
 
 def _sized(arch: ArchConfig, size: Size) -> ArchConfig:

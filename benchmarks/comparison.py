@@ -46,7 +46,7 @@ class Options:
     """What the command line may change in either benchmark."""
 
     archs: list[str] = field(default_factory=lambda: list(FAMILIES))
-    lengths: list[int] = field(default_factory=lambda: [128, 512, 2048])  # tokens in a sequence
+    lengths: list[int] = field(default_factory=lambda: [128, 2048])  # tokens in a sequence
     pairs: int = 7  # blocks of every side; fewer, but three or more, where they take longer than cell_s
     calls: int = 0  # in a block; 0: as fits the mode
     cell_s: float = 8.0  # seconds for the pairs of a family at a length
@@ -223,13 +223,14 @@ def _row(options: Options, mode: Mode, case: Case) -> dict[str, Any]:
     flops, tokens = found.flops.get(OURS), mode.calls * case.sequences * case.length
     return {
         **row,
-        "ratios": {side: {**clocks, "busy": busy(clocks)} for side, clocks in compared(found, OURS).items()},
+        "ratios": {side: {**clocks, "busy": busy(clocks, found)} for side, clocks in compared(found, OURS).items()},
         "tokens_per_s": {side: tokens / seconds for side, seconds in block_s.items()},
         "block_s": block_s,
         "first_block_s": found.first_s,
         "peak_mb": found.peak_mb,
         "our_flops_per_s": flops / block_s[OURS] if flops else None,
         "losses": found.losses,
+        "other_cores": found.other_cores,
         "refused": refused,
         "unfit": found.unfit,
     }

@@ -101,7 +101,8 @@ def ours(case: Case, options: ForwardOptions) -> Passes:
         for block in model.blocks:
             block.compile()
     if options.mode == PUBLISHED:
-        return Passes(_from_hidden(model, case, device), options)
+        states = torch.randn(case.sequences, case.length, case.size.hidden, device=device)
+        return Passes(from_hidden(model, states, case.batch().inputs.to(device)), options)
     model.to(dtype)
     batch = case.batch().to(device)
     if options.output == HIDDEN and options.mode == INFER:
@@ -121,7 +122,8 @@ def theirs(case: Case, options: ForwardOptions, low: bool, narrowed: bool = Fals
     if options.their_compile:
         model.compile()
     if options.mode == PUBLISHED:
-        return Passes(_theirs_from_hidden(model, counterpart.model_type, case, device), options)
+        states = torch.randn(case.sequences, case.length, model.get_input_embeddings().weight.shape[1], device=device)
+        return Passes(theirs_from_hidden(model, counterpart.model_type, states), options)
     if low:
         model.to(dtype)
     batch = case.batch()
@@ -160,19 +162,16 @@ def within(options: ForwardOptions) -> Context:
     return nullcontext
 
 
-def _from_hidden(model: Model, case: Case, device: torch.device) -> Callable[[], Tensor]:
-    """Our encoder and head from random hidden states.
+def from_hidden(model: Model, states: Tensor, inputs: Tensor) -> Callable[[], Tensor]:
+    """Our encoder and head from hidden states, at every position: (B, S, H), (B, S) for the layout -> (B*S, V).
 
     Raises:
         UserError: the model is transformers' own, and the other side has timed it.
     """
     if not isinstance(model, Encoder):
         raise UserError("transformers' own module: both sides are the same code")
-    width = case.size.hidden
-    states = torch.randn(case.sequences * case.length, width, device=device)
     words: Any = model.embeddings.word
-    model.embeddings = _Given(states, words.weight)
-    inputs = case.batch().inputs.to(device)
+    model.embeddings = _Given(states.flatten(0, 1), words.weight)
     head: Any = model.head
 
     def call() -> Tensor:
@@ -182,13 +181,12 @@ def _from_hidden(model: Model, case: Case, device: torch.device) -> Callable[[],
     return call
 
 
-def _theirs_from_hidden(model: Any, model_type: str, case: Case, device: torch.device) -> Callable[[], Tensor]:
-    """Their encoder and head from random hidden states, with the study's mask of ones to add."""
-    width = model.get_input_embeddings().weight.shape[1]
-    states = torch.randn(case.sequences, case.length, width, device=device)
-    if model_type not in _SEPARABLE:
+def theirs_from_hidden(model: Any, kind: str, states: Tensor) -> Callable[[], Tensor]:
+    """Their encoder and head likewise, with the study's mask of ones to add: (B, S, H) -> (B, S, V)."""
+    if kind not in _SEPARABLE:
         return lambda: model(inputs_embeds=states).logits  # type: ignore[no-any-return]
-    ones = torch.ones(1, 1, case.length, case.length, device=device, dtype=torch.get_autocast_dtype(device.type))
+    dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled() else states.dtype
+    ones = torch.ones(1, 1, states.shape[1], states.shape[1], device=states.device, dtype=dtype)
     encoder = model.base_model.encoder
     return lambda: their_head(model, encoder(states, attention_mask=ones)[0])
 

@@ -9,6 +9,7 @@ then measured without it. On a GPU memory that runs out is an ordinary exception
 import ctypes
 import gc
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -28,6 +29,7 @@ from cramming.errors import UserError
 BUSY_ABOVE = 1.3  # upper over lower quartile of a ratio, or wall over processor time's: not to be trusted
 # How a reason begins where it is not about memory or time: a mistake of a program, or something that cannot be had.
 BROKE, REFUSED = "failed", "refused"
+BUSY_CORES = 0.15  # that other processes keep busy; with threads that wait for one another little is enough
 FEWEST_PAIRS = 3  # which quartiles need
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _MEGABYTE = 2**20
@@ -81,22 +83,26 @@ class Measured:
     peak_mb: dict[str, float] = field(default_factory=dict)  # weights, optimizer and one block
     flops: dict[str, float | None] = field(default_factory=dict)
     losses: dict[str, float | None] = field(default_factory=dict)  # after the last block
+    other_cores: float = 0.0  # kept busy by other processes meanwhile, on average
     unfit: dict[str, str] = field(default_factory=dict)
 
 
 def measured(builders: Builders, bounds: Bounds, within: Context = nullcontext) -> Measured:
     """A cell: all sides that fit, in turn, in a context. Those that do not are left out, one after another."""
-    left, unfit = dict(builders), {}
+    left, unfit, found = dict(builders), dict[str, str](), Measured()
+    gc.freeze()  # collecting is for what the cell leaves behind; looking at all that is imported takes long
     while left:
         try:
             found = _attempt(left, bounds, within)
+            break
         except DoesNotFitError as error:
             unfit[error.side] = error.why
             del left[error.side]
-        else:
-            found.unfit = unfit
-            return found
-    return Measured(unfit=unfit)
+        _release(bounds.device)
+    _release(bounds.device)
+    gc.unfreeze()
+    found.unfit = unfit
+    return found
 
 
 def compared(found: Measured, ours: str = "ours") -> dict[str, dict[str, Any]]:
@@ -113,8 +119,10 @@ def compared(found: Measured, ours: str = "ours") -> dict[str, dict[str, Any]]:
     return ratios
 
 
-def busy(ratio: Mapping[str, Any]) -> bool:
-    """Whether the machine did something else meanwhile: a ratio spreads, or differs between the two clocks."""
+def busy(ratio: Mapping[str, Any], found: Measured) -> bool:
+    """Whether the machine did something else meanwhile: it says so, a ratio spreads, or differs between two clocks."""
+    if found.other_cores > BUSY_CORES:
+        return True
     low, high = ratio["wall"]["quartiles"]
     if high > BUSY_ABOVE * low:
         return True
@@ -184,21 +192,20 @@ def alternate(builders: Builders, bounds: Bounds, tell: Callable[[str], None] = 
         found.seconds[name] = {clock: [] for clock in _clocks(device)}
     pairs = max(FEWEST_PAIRS, min(bounds.pairs, int(bounds.cell_s / taken_s)))
     order = list(sides)
+    elsewhere, began = _elsewhere_s(), time.perf_counter()
     for pair in range(pairs):
         for name in order[pair % len(order) :] + order[: pair % len(order)]:  # none always comes first
             tell(name)
             with _blamed(name):
                 for clock, value in _seconds(sides[name], device).items():
                     found.seconds[name][clock].append(value)
+    found.other_cores = max(0.0, _elsewhere_s() - elsewhere) / (time.perf_counter() - began)
     found.losses = {name: side.loss for name, side in sides.items()}
     return found
 
 
 def _attempt(builders: Builders, bounds: Bounds, within: Context) -> Measured:
     if not bounds.isolated or bounds.device.type != "cpu":
-        gc.collect()  # of the cell before
-        if bounds.device.type == "cuda":
-            torch.cuda.empty_cache()
         with within():
             return alternate(builders, bounds)
     # Forked, because a fresh interpreter takes seconds to import what this one has; the parent must never have
@@ -265,6 +272,14 @@ def ran_out(error: Exception) -> bool:
     )
 
 
+def _elsewhere_s() -> float:
+    """Seconds that processor cores have worked, for this machine's hosts too, but for this process; 0: not known."""
+    with suppress(OSError):
+        user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+    return 0.0
+
+
 def _load_libraries(device: torch.device) -> None:
     """What a device loads when it is first used is no side's."""
     layer = torch.nn.Linear(64, 64, device=device)
@@ -292,6 +307,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _release(device: torch.device) -> None:
+    """Give back what the sides before left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _memory_mb(device: torch.device) -> float:

@@ -1,0 +1,180 @@
+"""Benchmarks compare the same work, say what does not fit, and run at every family's tiniest size."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import forward, grid, step
+from benchmarks.architectures import FAMILIES, IN_TRANSFORMERS, SIZES, Case, dense_labels
+from benchmarks.comparison import Mode, run
+from cramming.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {"size": "tiny", "lengths": [16], "tokens": 32, "pairs": 3, "isolated": False, "device": "cpu"}
+
+
+class Counted:
+    """A side that counts its blocks and may fail at one of them."""
+
+    flops: float | None = None
+
+    def __init__(self, fails_at: int = 0, error: Exception | None = None) -> None:
+        self.blocks, self.fails_at, self.error = 0, fails_at, error
+
+    @property
+    def loss(self) -> float | None:
+        return float(self.blocks)
+
+    def block(self) -> None:
+        self.blocks += 1
+        if self.error is not None and self.blocks == self.fails_at:
+            raise self.error
+
+
+def bounds(**changed: Any) -> grid.Bounds:
+    """Generous ones, in this process."""
+    return grid.Bounds(**{"device": CPU, "pairs": 4, "cell_s": 1e9, "block_s": 1e9, "memory_mb": 1e6, **changed})
+
+
+def test_every_side_does_the_same_number_of_blocks() -> None:
+    found = grid.measured({"ours": Counted, "theirs": Counted}, bounds(isolated=False))
+    assert found.losses == {"ours": 4 + 2, "theirs": 4 + 2}
+    assert {clock: len(values) for clock, values in found.seconds["theirs"].items()} == {"wall": 4, "cpu": 4}
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (MemoryError(), "out of memory"),
+        (UserError("out of memory with 2 sequences"), "out of memory"),
+        (UserError("no such attention"), "refused: no such attention"),
+        (KeyError("x"), "failed: KeyError: 'x'"),
+    ],
+)
+def test_what_does_not_fit_leaves_the_others(fails_at: int, error: Exception, why: str) -> None:
+    sides: grid.Builders = {"ours": Counted, "large": partial(Counted, fails_at, error), "theirs": Counted}
+    found = grid.measured(sides, bounds(isolated=False))
+    assert found.unfit == {"large": why}
+    assert found.losses == {"ours": 6, "theirs": 6}
+    assert set(grid.compared(found)) == {"theirs"}
+
+
+def test_a_block_that_takes_too_long_does_not_fit() -> None:
+    found = grid.measured({"ours": Counted}, bounds(isolated=False, block_s=-1.0))
+    assert "more than block_s" in found.unfit["ours"]
+    assert grid.compared(found) == {}
+
+
+def test_ratios_are_of_pairs() -> None:
+    found = grid.Measured(seconds={"ours": {"wall": [1.0, 2.0, 4.0]}, "theirs": {"wall": [3.0, 6.0, 20.0]}})
+    ratio = grid.compared(found)["theirs"]
+    assert ratio["wall"]["pairs"] == [3.0, 3.0, 5.0]
+    assert ratio["wall"]["median"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "other_cores", "expected"),
+    [
+        ([1.0, 1.0, 1.1], [1.0, 1.0, 1.0], 0.0, False),
+        ([1.0, 1.2, 1.5], [1.0, 1.0, 1.0], 0.0, True),  # quartiles apart
+        ([1.5, 1.5, 1.5], [1.0, 1.0, 1.0], 0.0, True),  # clocks apart
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 0.5, True),  # somebody else was at work
+    ],
+)
+def test_a_busy_machine_is_seen(wall: list[float], cpu: list[float], other_cores: float, expected: bool) -> None:
+    ones = {"wall": [1.0] * 3, "cpu": [1.0] * 3}
+    found = grid.Measured(seconds={"ours": ones, "theirs": {"wall": wall, "cpu": cpu}}, other_cores=other_cores)
+    assert grid.busy(grid.compared(found)["theirs"], found) is expected
+
+
+def test_time_left_follows_cells_of_the_same_length() -> None:
+    left = grid.Remaining([128, 8192, 128, 8192])
+    assert left.done(128, 1.0) == 3.0  # nothing known of the others yet
+    assert left.done(8192, 10.0) == 11.0
+    assert left.done(128, 3.0) == 10.0
+    assert left.done(8192, 10.0) == 0.0
+
+
+def test_both_sides_are_given_the_same_prediction() -> None:
+    batch = Case("bert", 40, 3, SIZES["tiny"], 0.15).batch()
+    labels = dense_labels(batch)
+    assert (labels >= 0).sum(1).tolist() == [6, 6, 6]
+    assert torch.equal(labels.gather(1, batch.positions), batch.labels)
+    assert (batch.inputs.gather(1, batch.positions) == 4).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_of_every_family(family: str) -> None:
+    """The counterparts' logits are checked on the way: a family that computes something else is refused."""
+    options = step.StepOptions(archs=[family], precision="float32", **TINY)
+    (row,) = run(options, Mode("step", partial(step.sides, options)))["rows"]
+    assert (row["refused"], row["unfit"]) == ("", {})
+    assert row["same_model"] == (family in IN_TRANSFORMERS)
+    assert row["our_flops_per_s"] > 0
+    ours, theirs = row["losses"]["ours"], row["losses"]["float32"]
+    # After the same steps on the same batch from the same weights; another model need only have learned.
+    assert math.isclose(ours, theirs, rel_tol=1e-3) if row["same_model"] else ours < math.log(512) + 0.5
+
+
+@pytest.mark.parametrize("mode", [forward.INFER, forward.TRAIN, forward.PUBLISHED])
+def test_forward_in_every_mode(mode: str) -> None:
+    options = forward.ForwardOptions(mode=mode, archs=["bert", "modern", "albert", "m2"], calls=2, **TINY)
+    result = run(options, Mode(mode, partial(forward.sides, options), 2, within=forward.within(options)))
+    for row in result["rows"]:
+        same_code = mode == forward.PUBLISHED and row["arch"] == "albert"
+        assert list(row["unfit"]) == (["ours"] if same_code else []), row["unfit"]
+        assert row["refused"] == ""
+
+
+def test_the_published_passes_are_the_same_from_the_same_states() -> None:
+    case = Case("bert", 16, 2, SIZES["tiny"], 0.15)
+    states = torch.randn(2, 16, SIZES["tiny"].hidden, generator=torch.Generator().manual_seed(0))
+    counterpart = case.counterpart()
+    ours = forward.from_hidden(case.our_model(), states, case.batch().inputs)()
+    theirs = forward.theirs_from_hidden(counterpart.build(), counterpart.model_type, states)()
+    assert torch.allclose(ours, theirs.flatten(0, 1), atol=1e-5)
+
+
+def test_a_model_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cramming.architectures.layers.feedforward import FeedForward
+
+    plain = FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: 1.1 * plain(self, x))
+    with pytest.raises(UserError, match="logits differ"):
+        Case("bert", 16, 2, SIZES["tiny"], 0.15).our_model()
+
+
+@pytest.mark.parametrize("words", [{"archs": ["brt"]}, {"size": "huge"}, {"pairs": 2}, {"batches": "x"}])
+def test_wrong_options_are_refused(words: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        step.StepOptions(**words)
+
+
+def test_in_processes_of_their_own(tmp_path: Path) -> None:
+    """The command as it is typed: one side runs out of the memory it may take, the others are measured."""
+    out = tmp_path / "result.json"
+    words = "archs=[deberta] lengths=[16,4096] tokens=32 size=tiny pairs=3 threads=1 device=cpu memory_gb=0.4"
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/step.py", *words.split(), "precision=float32", f"out={out}"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    short, long = json.loads(out.read_text())["rows"]
+    assert set(short["ratios"]) == {"float32"}
+    assert long["unfit"] == {"ours": "out of memory", "float32": "out of memory"}
+    assert "does not fit" in ended.stdout
