@@ -63,6 +63,7 @@ class Options:
     microbatch_size: int = 32
     precision: str = "bfloat16"
     device: str = "cpu"
+    threads: int = 0  # 0: as many as torch takes
     out: str = ""  # a JSON file for the result
 
 
@@ -163,6 +164,8 @@ def measure(options: Options) -> dict[str, Any]:
         UserError: the two losses differ by more than rounding: the two sides did not do the same work.
     """
     lengths = task_lengths(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     hidden = options.hidden
     config = MosaicConfig(layers=options.layers, hidden=hidden, heads=options.heads, intermediate=4 * hidden)

@@ -20,8 +20,10 @@ from cramming.architectures.configs.mosaic import MosaicConfig
 from cramming.architectures.mosaic import Mosaic
 from cramming.batch import Batch
 from cramming.cli import compose, pretraining
+from cramming.data.tokenizer import Tokenizer
 from cramming.engine import Engine
 from cramming.errors import UserError
+from cramming.fill_mask import fill
 from cramming.method import Method
 from cramming.session import pretrain
 from rst.clock import Clock
@@ -317,7 +319,7 @@ def test_the_tiny_size_trains_from_the_command_line(tmp_path: Path, monkeypatch:
     draw = random.Random(0)
     words = ["".join(draw.choices("bdfgklmnprstaeiou", k=draw.randint(2, 7))) for _ in range(300)]
     rare = [1 / (rank + 1) for rank in range(300)]
-    documents = [" ".join(draw.choices(words, rare, k=draw.randint(3, 60))) for _ in range(900)]
+    documents = [" ".join(draw.choices(words, rare, k=draw.randint(3, 60))) for _ in range(600)]
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     own = ["data.vocab_size=301", "data.seq_length=64", "data.layout=document", "arch.dropout=0.1"]
     speed = ["impl.threads=1", "impl.precision=float32", "impl.microbatch_size=16", "train.batch_size=16"]
@@ -326,3 +328,9 @@ def test_the_tiny_size_trains_from_the_command_line(tmp_path: Path, monkeypatch:
     summary = json.loads((tmp_path / "outputs" / "a" / "summary.json").read_text())
     assert (summary["steps"], summary["end_reason"]) == (30, "budget spent")
     assert summary["validation_loss"] < math.log(301) - 1.0
+    tokenizer = Tokenizer.load(tmp_path / "outputs" / "a" / "tokenizer")
+    model = MosaicConfig(layers=1, hidden=24, heads=3, intermediate=20).build(tokenizer.vocab_size, 64).eval()
+    with torch.no_grad():
+        model.head.bias[tokenizer.vocab_size :] = 100.0  # rows that no word has, and that must never be one
+    ((*found,),) = fill(model, tokenizer, f"{words[0]} [MASK]", top=301)
+    assert sum(probability for _, probability in found) == pytest.approx(1, abs=1e-4)
