@@ -105,7 +105,7 @@ class SequenceMixer(nn.Module):
         signals = Signals(projected, x if filters.count == 2 else None, mask)
         short = self.short_weight, self.short_bias
         if self.form == "direct" or projected.device.type == "meta":
-            return direct(signals, short, filters.taps(min(length, filters.length)), filters.skips())
+            return direct(signals, short, filters.taps(), filters.skips())
         return fft(signals, short, filters.spectra(transform_size(length, filters.length), length))
 
 

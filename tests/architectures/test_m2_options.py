@@ -8,6 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from cramming.architectures.configs.m2 import M2Config
+from cramming.architectures.growth import fit
+from cramming.architectures.layers.filters import positional_features
 from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.optim import for_model
@@ -168,3 +170,20 @@ def test_published_recipes(name: str) -> None:
     else:
         assert (config.arch.name, optim.lr, train.mask_rate, train.clip_norm) == ("mosaic", 5e-4, 0.3, None)
         assert config.arch.glu is False
+
+
+def test_longer_filters_begin_as_the_formula_and_what_training_changed() -> None:
+    """Twice as long: positions of the table and features of places are stretched, the formula is that of the length."""
+    torch.manual_seed(0)
+    small = dataclasses.replace(SIZES, max_positions=16).build(97, 16)
+    large = dataclasses.replace(SIZES, max_positions=31, layers=6).build(97, 31)
+    features = small.blocks[1].mixer.filters.features
+    with torch.no_grad():
+        features.add_(torch.linspace(0, 1, 16)[:, None])
+    grown = fit(small.state_dict(), small, large, depth="stack", positions="interpolate")
+    large.load_state_dict(grown)
+    for layer, block in enumerate(large.blocks):
+        change = torch.linspace(0, 1, 31)[:, None] * (layer % 3 == 1)
+        expected = positional_features(31, 5) + change
+        torch.testing.assert_close(block.mixer.filters.features.detach(), expected.expand(2, -1, -1))
+        assert torch.equal(block.mixer.filters.weight_3, small.blocks[layer % 3].mixer.filters.weight_3)
