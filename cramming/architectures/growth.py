@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cramming.architectures.encoder import Encoder
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
 from cramming.errors import UserError
 from cramming.model import Model
@@ -78,7 +77,7 @@ def fit(
     ):
         if value is not None and value not in known:
             raise UserError(f"{option}={value} is unknown{nearest(value, known)}")
-    _check_models(source, target, width, depth)
+    _check_models(source, target, depth)
     ours, theirs = _anatomy(target), _anatomy(source)
     if positions is not None and not any(axis.kind == POSITIONS for part in ours for axis in part.axes):
         raise UserError(f"init_positions={positions}: {_family(target)} has no table of positions: leave it out")
@@ -88,7 +87,7 @@ def fit(
     grown, used = {}, set()
     for part in ours:
         layer, name = part.place
-        origin = layer if layer is None else _layer(layer, source.layers, target.layers, depth)
+        origin = layer if layer is None else _layer(layer, len(source.blocks), len(target.blocks), depth)
         small = origins.get((origin, name))
         if small is None:
             grown[part.name] = _unmatched(part, origin, fresh[part.name])
@@ -103,7 +102,7 @@ def fit(
     return grown
 
 
-def _check_models(source: Model, target: Model, width: str | None, depth: str | None) -> None:
+def _check_models(source: Model, target: Model, depth: str | None) -> None:
     small, large = _family(source), _family(target)
     if type(source) is not type(target):
         raise UserError(f"the checkpoint holds a {small} and the model is a {large}: choose the arch of the checkpoint")
@@ -114,21 +113,17 @@ def _check_models(source: Model, target: Model, width: str | None, depth: str | 
         )
     if target.layers < source.layers:
         raise UserError(f"the checkpoint has {source.layers} layers and the model {target.layers}: it cannot shrink")
-    if width is not None and not isinstance(target, Encoder):  # a library's networks, whatever they are
-        raise UserError(f"init_width={width}: the matrices of {large} do not say how they are made up")
-    if target.layers == source.layers:
-        return
-    if depth is None:
+    shared = {id(p) for p in target.blocks[0].parameters()} if len(target.blocks) else set()
+    if len(target.blocks) < target.layers or any(id(p) in shared for b in target.blocks[1:] for p in b.parameters()):
+        if depth is not None:
+            raise UserError(
+                f"init_depth={depth}: layers of {large} are one and the same, so nothing grows; leave it out, "
+                "arch.layers says how often they run"
+            )
+    elif target.layers > source.layers and depth is None:
         raise UserError(
             f"the checkpoint has {source.layers} layers and the model {target.layers}: give init_depth=stack or "
             "init_depth=interleave"
-        )
-    first, *others = target.blocks
-    shared = {id(p) for p in first.parameters()}
-    if any(id(p) in shared for block in others for p in block.parameters()):
-        raise UserError(
-            f"init_depth={depth}: the layers of {large} are one and the same, so there is nothing to grow; "
-            "leave it out and set arch.layers"
         )
 
 
@@ -219,7 +214,9 @@ class _Growth:
         """Which feature of the small model each of the large one begins as, and whether that one is there already."""
         shapes = f"{large.name!r} is {small.shape} in the checkpoint and {large.shape} in the model"
         if new.kind == FIXED or new.size < old.size:
-            raise UserError(f"{shapes}: it cannot {'grow so' if new.kind == FIXED else 'shrink'}")
+            raise UserError(
+                f"{shapes}: {'how it would grow is not known' if new.kind == FIXED else 'it cannot shrink'}"
+            )
         if self.width is None:
             raise UserError(f"{shapes}: give init_width=tile or init_width=centre")
         blocks = self.stream[2] if (old.size, new.size) == self.stream[:2] else 1
