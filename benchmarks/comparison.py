@@ -4,7 +4,8 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from benchmarks.grid import (
     Context,
     Measured,
     Remaining,
+    Side,
     available_mb,
     busy,
     compared,
@@ -62,6 +64,7 @@ class Options:
     batches: str = "tokens"  # or m2, flash, hf: the sequences at each length that the M2 study took for those
     mask_rate: float = 0.15
     baselines: list[str] = field(default_factory=list)  # of theirs; none named: all there are
+    beside: str = ""  # another family of ours, as one more side of every row
     their_attention: str = ""  # eager, sdpa, ...; nothing: as the library chooses
     precision: str = "auto"
     compile: bool = False  # our blocks
@@ -72,7 +75,13 @@ class Options:
     out: str = ""  # a JSON file for the result
 
     def __post_init__(self) -> None:
-        for key, known in (("archs", FAMILIES), ("size", SIZES), ("batches", ("tokens", *PUBLISHED_BATCHES))):
+        beside = ("", *FAMILIES)
+        for key, known in (
+            ("archs", FAMILIES),
+            ("beside", beside),
+            ("size", SIZES),
+            ("batches", ("tokens", *PUBLISHED_BATCHES)),
+        ):
             value = getattr(self, key)
             for word in value if isinstance(value, list) else [value]:
                 if word not in known:
@@ -93,6 +102,18 @@ class Options:
             self.vocab_size or base.vocab_size,
             base.files,
         )
+
+    def with_beside(self, case: Case, ours: Callable[[Case], Side], theirs: Builders) -> Builders:
+        """All sides of a case: ours, perhaps another family of ours, theirs."""
+        found: dict[str, Callable[[], Side]] = {OURS: partial(ours, case)}
+        if self.beside not in ("", case.family):
+            found[f"our {self.beside}"] = partial(ours, replace(case, family=self.beside))
+        chosen = self.baselines or list(theirs)
+        for side in chosen:
+            if side not in theirs:
+                raise UserError(f"baselines={side} is unknown here: there are {', '.join(theirs)}")
+            found[side] = theirs[side]
+        return found
 
     def sequences(self, length: int) -> int:
         """In a block's batch; 0: the study that ``batches`` names had none of this length in memory."""
@@ -216,7 +237,7 @@ def _row(options: Options, mode: Mode, case: Case) -> dict[str, Any]:
         case.arch()
         counterpart = case.counterpart()
         row |= {"against": counterpart.named, "same_model": counterpart.family is not None}
-        found = measured(_chosen(mode.sides(case), options.baselines), options.bounds(), mode.within)
+        found = measured(mode.sides(case), options.bounds(), mode.within)
     except UserError as error:
         refused = str(error)
     block_s = {side: median_s(found, side) for side in found.seconds}
@@ -234,15 +255,6 @@ def _row(options: Options, mode: Mode, case: Case) -> dict[str, Any]:
         "refused": refused,
         "unfit": found.unfit,
     }
-
-
-def _chosen(builders: Builders, baselines: list[str]) -> Builders:
-    """Ours and the baselines asked for."""
-    unknown = set(baselines) - set(builders)
-    if unknown:
-        known = [side for side in builders if side != OURS]
-        raise UserError(f"baselines={sorted(unknown)[0]} is unknown here: there are {', '.join(known)}")
-    return {side: build for side, build in builders.items() if side == OURS or not baselines or side in baselines}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.architectures import Case, dense_labels, their_head
-from benchmarks.comparison import OURS, Mode, Options, run
-from benchmarks.grid import Builders, Context
+from benchmarks.comparison import Mode, Options, run
+from benchmarks.grid import Builders, Context, Side
 from benchmarks.reporting import asked
 from cramming.architectures.encoder import Encoder
 from cramming.architectures.layers.unpadding import Layout
@@ -144,20 +144,20 @@ def theirs(case: Case, options: ForwardOptions, low: bool, narrowed: bool = Fals
 
 def sides(options: ForwardOptions, case: Case) -> Builders:
     """Ours, and theirs in the ways that the mode knows."""
-    found: Builders = {OURS: partial(ours, case, options)}
-    plain = options.passes_in() == "float32"
-    if not plain:
-        found = {**found, "autocast": partial(theirs, case, options, low=False)}
+    found: dict[str, Callable[[], Side]] = {"autocast": partial(theirs, case, options, low=False)}
     if options.mode != PUBLISHED:
-        found = {**found, "float32" if plain else "low": partial(theirs, case, options, low=True)}
+        found["low"] = partial(theirs, case, options, low=True)
     if options.mode == INFER and options.output == LOGITS:
-        found = {**found, "predicted": partial(theirs, case, options, low=True, narrowed=True)}
-    return found
+        found["predicted"] = partial(theirs, case, options, low=True, narrowed=True)
+    if options.passes_in() == "float32":
+        found["float32"] = found.pop("autocast")
+        found.pop("low", None)
+    return options.with_beside(case, partial(ours, options=options), found)
 
 
 def within(options: ForwardOptions) -> Context:
     """What all blocks run in: in ``mode=published`` an autocast that lasts, so that weights are cast once."""
-    if options.mode == PUBLISHED:
+    if options.mode == PUBLISHED and options.passes_in() != "float32":
         return partial(torch.autocast, options.where().type, dtype=DTYPES[options.passes_in()])
     return nullcontext
 

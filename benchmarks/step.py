@@ -11,6 +11,7 @@ result: see README.md for the protocol.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.architectures import Case, dense_labels
-from benchmarks.comparison import OURS, Mode, Options, run
-from benchmarks.grid import Builders
+from benchmarks.comparison import Mode, Options, run
+from benchmarks.grid import Builders, Side
 from benchmarks.reporting import asked
 from cramming import optim
 from cramming.cli import run_command
@@ -125,13 +126,13 @@ class Theirs:
 
 def sides(options: StepOptions, case: Case) -> Builders:
     """Ours, and theirs in both ways."""
-    if options.passes_in() == "float32":
-        return {OURS: partial(Ours, case, options), "float32": partial(Theirs, case, options, low=True)}
-    return {
-        OURS: partial(Ours, case, options),
+    theirs: dict[str, Callable[[], Side]] = {
         "autocast": partial(Theirs, case, options, low=False),
         "low": partial(Theirs, case, options, low=True),
     }
+    if options.passes_in() == "float32":
+        theirs = {"float32": theirs["autocast"]}
+    return options.with_beside(case, partial(Ours, options=options), theirs)
 
 
 def main() -> None:

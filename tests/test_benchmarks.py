@@ -155,7 +155,19 @@ def test_a_model_that_computes_something_else_is_refused(monkeypatch: pytest.Mon
         Case("bert", 16, 2, SIZES["tiny"], 0.15).our_model()
 
 
-@pytest.mark.parametrize("words", [{"archs": ["brt"]}, {"size": "huge"}, {"pairs": 2}, {"batches": "x"}])
+def test_sides_are_chosen_by_name() -> None:
+    case = Case("m2", 16, 2, SIZES["tiny"], 0.15)
+    options = step.StepOptions(beside="bert", baselines=["float32"], precision="float32", **TINY)
+    assert list(step.sides(options, case)) == ["ours", "our bert", "float32"]
+    assert list(step.sides(options, Case("bert", 16, 2, SIZES["tiny"], 0.15))) == ["ours", "float32"]
+    options.baselines = ["float"]
+    with pytest.raises(UserError, match="baselines=float "):
+        step.sides(options, case)
+
+
+@pytest.mark.parametrize(
+    "words", [{"archs": ["brt"]}, {"beside": "brt"}, {"size": "huge"}, {"pairs": 2}, {"batches": "x"}]
+)
 def test_wrong_options_are_refused(words: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         step.StepOptions(**words)
