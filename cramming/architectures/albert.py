@@ -3,7 +3,7 @@
 from typing import Any
 
 from cramming.architectures.configs.albert import AlbertConfig
-from cramming.architectures.hf import TransformersClassifier, TransformersEncoder, TransformersLanguageModel
+from cramming.architectures.hf import TransformersClassifier, TransformersEncoder, TransformersLanguageModel, made
 from cramming.architectures.hf_head import FUSED, Decoder, Head
 from cramming.architectures.hf_layers import SharedStack
 
@@ -50,6 +50,6 @@ def build(arch: AlbertConfig, vocab_size: int, positions: int, labels: int | Non
 
     config = Config(**transformers_options(arch, vocab_size, positions), pad_token_id=None)
     if labels is None:
-        return Albert(AlbertForMaskedLM(config).eval(), positions, _STACK, _HEAD)
+        return Albert(made(AlbertForMaskedLM, config), positions, _STACK, _HEAD)
     config.num_labels = labels
-    return AlbertClassifier(AlbertForSequenceClassification(config).eval(), positions, _STACK)
+    return AlbertClassifier(made(AlbertForSequenceClassification, config), positions, _STACK)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cramming.architectures.configs.deberta import DebertaConfig
-from cramming.architectures.hf import TransformersClassifier, TransformersEncoder, TransformersLanguageModel
+from cramming.architectures.hf import TransformersClassifier, TransformersEncoder, TransformersLanguageModel, made
 from cramming.architectures.hf_head import FUSED, Head, decoders
 from cramming.architectures.hf_layers import Stack, exchanged
 
@@ -75,7 +75,7 @@ def build(arch: DebertaConfig, vocab_size: int, positions: int, labels: int | No
 
     config = DebertaV2Config(**transformers_options(arch, vocab_size, positions), pad_token_id=None)
     if labels is None:
-        network = DebertaV2ForMaskedLM(config).eval()
+        network = made(DebertaV2ForMaskedLM, config)
         return Deberta(network, positions, _STACK, Head(FUSED, decoders(network)[0]))
     config.num_labels = labels
-    return DebertaClassifier(DebertaV2ForSequenceClassification(config).eval(), positions, _STACK)
+    return DebertaClassifier(made(DebertaV2ForSequenceClassification, config), positions, _STACK)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cramming.architectures.hf_head import Head, accepted
 from cramming.architectures.hf_layers import Stack
-from cramming.architectures.layers.attention import resolve_form
+from cramming.architectures.layers.attention import CPU_MATH_UP_TO, resolve_form
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
 from cramming.architectures.layers.unpadding import Layout
 from cramming.batch import Batch
@@ -84,16 +84,19 @@ class TransformersEncoder(Model):
 
     @attention.setter
     def attention(self, form: str) -> None:
-        resolve_form(form, next(self.parameters()).device, self.max_positions)
+        if form not in ("auto", *_FORMS):
+            raise ValueError(f"attention={form!r} is not one of auto, {', '.join(_FORMS)}")
         self.form = form
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
-        """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest)."""
+        """What was chosen for speed on this device, for sequences of ``length`` tokens (default: all lengths)."""
         import transformers
 
+        short, long = self._form(length or 1), self._form(length or self.max_positions)
+        attention = short if short == long else f"{short} up to {CPU_MATH_UP_TO} tokens, then {long}"
         return {
             "network": f"transformers {transformers.__version__} {type(self.network).__name__}",
-            "attention": self._form(length or self.max_positions) or "the network's own",
+            "attention": attention or "the network's own",
             "padding": "computed, attended to by nothing",
             "last_layer": "every position",
         }
@@ -119,7 +122,7 @@ class TransformersEncoder(Model):
         key = (length, predicted, layers)
         if key not in self._flops:
             with torch.device("meta"):
-                twin = self._twin(type(self.network)(copy.deepcopy(self.network.config)).eval())
+                twin = self._twin(made(type(self.network), copy.deepcopy(self.network.config)))
             try:
                 self._flops[key] = _counted(twin, length, predicted, layers)
             except (NotImplementedError, RuntimeError):  # its forward looks at values
@@ -275,6 +278,13 @@ class WordTable:
     @padding_id.setter
     def padding_id(self, token: int | None) -> None:
         self._table.padding_idx = token
+
+
+def made(kind: Any, config: Any) -> Any:
+    """A network of the class ``kind`` with fresh float32 weights, in evaluation mode."""
+    network = kind._from_config(config, dtype=torch.float32)
+    network.tie_weights()  # which some versions leave for later where there is no memory for weights
+    return network.eval()
 
 
 def _counted(model: TransformersEncoder, length: int, predicted: int, layers: int) -> float:

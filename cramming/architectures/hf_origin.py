@@ -138,7 +138,8 @@ def _is_read(config: Any, key: str) -> bool:
     """Whether a network's code looks at an option: one that its config declares, or whose name its files contain."""
     if key in type(config)().to_dict() or key in config.attribute_map:
         return True
-    return re.search(rf"\b{re.escape(key)}\b", _source(type(config), network_class(config, None))) is not None
+    classes: Any = (type(config), network_class(config, None))
+    return re.search(rf"\b{re.escape(key)}\b", _source(*classes)) is not None
 
 
 @functools.lru_cache(maxsize=8)
@@ -206,7 +207,7 @@ def options_of(config: Mapping[str, Any]) -> HfConfig:
 
 
 def fresh_network(config: Any, labels: int | None, said: str) -> Any:
-    """A network with fresh float32 weights.
+    """A network with fresh weights.
 
     Args:
         config: fitted.
@@ -216,11 +217,11 @@ def fresh_network(config: Any, labels: int | None, said: str) -> Any:
     Raises:
         UserError: sizes that no network can have.
     """
-    import torch
+    from cramming.architectures.hf import made
 
     try:
-        return network_class(config, labels)._from_config(config, dtype=torch.float32)
-    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError, KeyError) as error:
+        return made(network_class(config, labels), config)
+    except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{said}: transformers refuses it: {' '.join(str(error).split())[:300]}") from error

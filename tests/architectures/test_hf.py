@@ -271,3 +271,18 @@ def test_layers_that_do_not_exist_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="ascending subset"):
         model.active_layers = wrong
     assert model.active_layers == (0, 1, 2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["albert", "deberta", "bert", "modernbert"])
+def test_compiled_layers_agree_with_plain_ones(name: str, make_batch: MakeBatch) -> None:
+    model, batch = built(name), make_batch()
+    plain, exact = model(batch), gradients(model, mean_loss(model, batch))
+    for block in model.blocks:
+        block.compile()
+    for checkpointing in (False, True):
+        model.gradient_checkpointing = checkpointing
+        torch.testing.assert_close(model(batch), plain, rtol=1e-4, atol=1e-5)
+        assert_same(gradients(model, mean_loss(model, batch)), exact)
+    model.active_layers = (0, 2)
+    assert model(batch).isfinite().all()

@@ -137,7 +137,7 @@ def test_a_network_without_a_stack_of_layers_runs_whole_or_says_so(make_batch: M
     model: Any = arch.build(97, 20)
     assert (model.layers, arch.layers, len(model.blocks), model.active_layers) == (3, 3, 0, (0, 1, 2))
     assert model(make_batch()).isfinite().all()
-    with pytest.raises(UserError, match="hf of type 'funnel' cannot run 2 of its 3 layers, .* use rst=wallclock"):
+    with pytest.raises(UserError, match=r"hf of type 'funnel' cannot run 2 of its 3 layers, .* use rst=wallclock"):
         model.active_layers = (0, 1)
     assert model.active_layers == (0, 1, 2)
 
@@ -214,7 +214,7 @@ def test_impossible_options_are_refused_at_once(options: dict[str, Any], message
         ),
         ({"model_type": "bart"}, "arch.model_type=bart has a decoder: only encoders"),
         ({"config": {"hiden_size": 8}}, "arch.config.hiden_size is no option of 'bert'; did you mean 'hidden_size'"),
-        ({"config": {"hidden_size": "wide"}}, "arch.model_type=bert cannot be made with .*hidden_size"),
+        ({"config": {"hidden_size": "wide"}}, "arch.model_type=bert .*hidden_size"),
         ({"config": {"hidden_size": 10, "num_attention_heads": 3}}, "transformers refuses it: The hidden size"),
         ({"config": {"hidden_dropout_prob": 0.1}}, "hidden_dropout_prob is set by arch.dropout"),
         ({"config": {"vocab_size": 3}}, "arch.config.vocab_size is not set here: it follows the tokenizer"),
@@ -260,7 +260,7 @@ def test_folders_that_cannot_be_used_are_refused_by_name(tmp_path: Path, content
 
 def test_without_a_network_an_id_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_origin, "unreachable", lambda: "huggingface.co: Name or service not known")
-    with pytest.raises(UserError, match="arch.model=some/id is no folder here, was not fetched .* service not known"):
+    with pytest.raises(UserError, match=r"arch.model=some/id is no folder here, was not fetched .* service not known"):
         HfConfig(model="some/id").build(97, 20)
 
 
@@ -291,3 +291,17 @@ def test_impossible_encoders_are_refused(config: type[ArchConfig], settings: dic
 def test_sequences_longer_than_the_positions_are_refused(arch: ArchConfig) -> None:
     with pytest.raises(UserError, match=r"data.seq_length=128 is longer than arch.max_positions=64"):
         arch.build(97, 128)
+
+
+def test_what_was_chosen_is_said() -> None:
+    model: Any = HfConfig(config={**SIZES, "max_position_embeddings": 512}).build(97, 20)
+    said = model.fast_paths()
+    assert said["network"].endswith(" BertForMaskedLM")
+    assert said["attention"] == "math up to 256 tokens, then sdpa"
+    assert (model.fast_paths(128)["attention"], model.fast_paths(512)["attention"]) == ("math", "sdpa")
+    model.attention = "sdpa"
+    assert model.fast_paths(128)["attention"] == "sdpa"
+    with pytest.raises(ValueError, match="'flash' is not one of auto, math, sdpa"):
+        model.attention = "flash"
+    own: Any = DebertaConfig(**OURS, position_buckets=8, max_positions=20).build(97, 20)
+    assert own.fast_paths()["attention"] == "the network's own"
