@@ -105,17 +105,32 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, error) from error
 
 
-def _shards(index: Path) -> dict[str, Tensor]:
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names.
+
+    Raises:
+        UserError: it is no index, or names something elsewhere.
+    """
+    shards = [index.parent / str(name) for name in sorted(set(_places(index).values()))]
+    for shard in shards:
+        if shard.parent != index.parent or shard.suffix not in SUFFIXES:
+            raise UserError(f"{index} names {shard.name!r}, which is no shard beside it")
+    return shards
+
+
+def _places(index: Path) -> dict[str, str]:
+    """Which file each tensor is in."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(places.values()))
+        return {str(tensor): str(file) for tensor, file in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not an index of shards ({_line(error)})") from error
+
+
+def _shards(index: Path) -> dict[str, Tensor]:
+    places = _places(index)
     tensors: dict[str, Tensor] = {}
-    for name in shards:
-        shard = index.parent / str(name)
-        if shard.parent != index.parent or shard.suffix not in SUFFIXES:
-            raise UserError(f"{index} names {name!r}, which is no shard beside it")
+    for shard in shards_of(index):
         tensors |= _safetensors(shard) if shard.suffix == ".safetensors" else _torch(shard)[0]
     if missing := sorted(set(places) - set(tensors)):
         raise UserError(f"{index} promises {missing[0]!r}, which {places[missing[0]]} lacks")

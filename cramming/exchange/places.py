@@ -67,7 +67,8 @@ def locate(given: str, base_dir: str) -> Place:
     runs = sorted(path.parent.name for path in Path(base_dir).glob("*/config.yaml"))
     if given.startswith((".", "/", "~")) or Path(name).suffix in containers.SUFFIXES or not _ID.fullmatch(name):
         raise UserError(f"{given} is neither a run in {base_dir}, nor a folder or file of weights{nearest(name, runs)}")
-    return Place(f"{given} of the hub", weights=containers.weights_of(_fetched(name, at or None, base_dir, runs)))
+    fetched = _fetched(name, at or None, base_dir, runs)
+    return Place(f"{given} of the hub, commit {fetched.name[:12]}", weights=containers.weights_of(fetched))
 
 
 def _fetched(name: str, revision: str | None, base_dir: str, runs: list[str]) -> Path:
@@ -79,11 +80,14 @@ def _fetched(name: str, revision: str | None, base_dir: str, runs: list[str]) ->
     import huggingface_hub
     from huggingface_hub import errors
 
-    there = _cached(name, revision)
+    there = _cached(name, revision, with_tokenizer=True)
     if there is not None:
         return there
     instead = f"and {name} is no run in {base_dir}{nearest(name, runs)}" if "/" not in name else ""
     if reason := unreachable():  # the library would try for half a minute
+        there = _cached(name, revision, with_tokenizer=False)
+        if there is not None:
+            return there
         raise UserError(
             f"{name} is not on this disk and cannot be fetched from the hub ({reason}) {instead}".rstrip()
             + "; where there is a network, run: hf download " + name
@@ -91,7 +95,8 @@ def _fetched(name: str, revision: str | None, base_dir: str, runs: list[str]) ->
     try:
         info = huggingface_hub.HfApi().model_info(name, revision=revision)
         files = _needed([file.rfilename for file in info.siblings or []], name)
-        return Path(huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=files))
+        # Not by the commit just seen, or the cache would not know by what name it was asked for.
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except UserError:
         raise
     except errors.GatedRepoError as error:
@@ -106,17 +111,24 @@ def _fetched(name: str, revision: str | None, base_dir: str, runs: list[str]) ->
         raise UserError(f"{name} cannot be fetched from the hub ({line(error)}); try again, it goes on") from error
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached(name: str, revision: str | None, *, with_tokenizer: bool) -> Path | None:
     """The folder of the hub's cache, if all that is needed was fetched before."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        found = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        containers.weights_of(found)
+        found = Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, local_files_only=True, allow_patterns=list(CONFIGS)
+            )
+        )
+        weights = containers.weights_of(found)
+        shards = containers.shards_of(weights) if weights.name.endswith(".index.json") else [weights]
     except (UserError, errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    return found if any((found / config).is_file() for config in CONFIGS) else None
+    wanted = [CONFIGS, TOKENIZERS] if with_tokenizer else [CONFIGS]
+    there = all(any((found / file).is_file() for file in files) for files in wanted)
+    return found if there and all(shard.is_file() for shard in shards) else None
 
 
 def _needed(files: list[str], name: str) -> list[str]:
