@@ -9,7 +9,7 @@ _NOT_A_CHOICE = "nothing: chosen for you, it cannot change the result"
 _FIXED = "nothing: fixed here, as published"
 _DISTRIBUTED = "torchrun --nproc-per-node=N pretrain_bert.py (not yet)"
 _FINETUNING = "python eval.py name=x eval=glue_sane (not yet)"
-_MOSAIC_ARCH = "arch=mosaic (not yet)"
+_MOSAIC_ARCH = "arch=mosaic, which has them all"
 _PIPELINE = "python pipeline.py (not yet)"
 _DROPPED = "nothing: no counterpart; it was off or broken there"
 
@@ -83,7 +83,7 @@ CRAMMING: dict[str, str] = {
     "arch.attention.qkv_bias": "arch.qkv_bias",
     "arch.attention.type": "nothing: the fastest form is taken; arch.attend_padding does as their flash attention",
     "arch.sparse_prediction": "nothing: only predicted positions reach the vocabulary",
-    "arch.gradient_checkpointing": _DROPPED,
+    "arch.gradient_checkpointing": "impl.gradient_checkpointing",
     "arch.use_bias": "arch.bias",
     "arch.skip_head_transform": "arch.head",
     "data.sources": "data",
@@ -172,7 +172,21 @@ MOSAIC: dict[str, str] = {
     "data_remote": "data=mds data.path=... (not yet)",
     "model": "arch",
     "model.model_config": "arch.<key>",
-    "model.pretrained_checkpoint": "checkpoint=... where a checkpoint is read (not yet for pretraining)",
+    "model.model_config.alibi_starting_size": "nothing: sequences of any length are taken",
+    "model.model_config.bidirectional": "arch.bidirectional",
+    "model.model_config.hyena_emb_dim": "arch.filter_features",
+    "model.model_config.hyena_filter_order": "arch.filter_order",
+    "model.model_config.hyena_lr_pos_emb": "arch.position_lr",
+    "model.model_config.hyena_training_additions": "arch.training_additions",
+    "model.model_config.hyena_w": "arch.filter_frequency",
+    "model.model_config.hyena_wd": "arch.filter_weight_decay",
+    "model.model_config.long_conv_kernel_learning_rate": "arch.filter_lr",
+    "model.model_config.long_conv_l_max": "arch.filter_length",
+    "model.model_config.monarch_mlp_nblocks": "arch.blocks",
+    "model.model_config.pool_all": "arch.pool_all",
+    "model.model_config.residual_long_conv": "arch.residual_convolution",
+    "model.gradient_checkpointing": "impl.gradient_checkpointing",
+    "model.pretrained_checkpoint": "init_from",
     "train_loader": "data",
     "train_loader.num_workers": "impl.threads",
     "train_loader.dataset.local": "data.path",
@@ -214,8 +228,8 @@ MOSAIC: dict[str, str] = {
     "save_interval": "impl.save_every_steps or impl.save_every_h",
     "save_num_checkpoints_to_keep": "impl.keep_checkpoints",
     "save_overwrite": "resume=false",
-    "load_path": "name (a run resumes by its name); checkpoint=... where a checkpoint is read",
-    "load_weights_only": "checkpoint=... where a checkpoint is read",
+    "load_path": "name (a run resumes by its name); init_from to begin with another's weights",
+    "load_weights_only": "init_from",
     "autoresume": "resume (true by default)",
     "parallel": _FINETUNING,
     "default_seed": "seed",
@@ -286,7 +300,7 @@ EXTREME: dict[str, str] = {
     "hidden_dropout_prob": "arch.dropout",
     "attention_probs_dropout_prob": "arch.attention_dropout",
     "max_position_embeddings": "arch.max_positions",
-    "encoder_ln_mode": "arch=bert_base (post-norm), arch=crammed_large (pre-norm)",
+    "encoder_ln_mode": "arch.norm_scheme (arch=24hbert has pre)",
     "model_type": "arch",
     "model_name_or_path": "arch, data.tokenizer",
     "dataset_path": "data=local data.path=...",

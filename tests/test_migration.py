@@ -38,6 +38,7 @@ def known_keys() -> set[str]:
     for overrides in (
         ["data=local", "arch=bert_base"],
         ["data=python_docs", "train/schedule=linear", "train/optim=sgd"],
+        ["data=python_docs", "arch=m2"],
     ):
         found |= set(dotted_keys(cli.compose_tree(overrides)))
     return found
