@@ -1,20 +1,15 @@
 """Small models and batches for the tests of architectures."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from cramming.architectures import ArchConfig, BertConfig
+from cramming.architectures import BertConfig
 from cramming.architectures.bert import Bert
 from cramming.batch import Batch
-from cramming.registry import lookup
 
 VOCABULARY = 97
-OPTIONS = Path(__file__).resolve().parents[2] / "config" / "arch"
 
 
 @pytest.fixture(autouse=True)
@@ -30,21 +25,6 @@ def one_thread() -> Iterator[None]:
 def config() -> BertConfig:
     """Three layers, sizes that are no powers of two."""
     return BertConfig(layers=3, hidden=24, heads=3, intermediate=40, max_positions=20)
-
-
-@pytest.fixture
-def arch() -> Callable[..., ArchConfig]:
-    """A function that gives what ``arch=<name>`` chooses, with options changed."""
-
-    def chosen(name: str, **options: Any) -> ArchConfig:
-        content = OmegaConf.load(OPTIONS / f"{name}.yaml")
-        (schema,) = (entry for entry in content.pop("defaults") if entry != "_self_")
-        typed = OmegaConf.structured(lookup("arch", schema.removeprefix("schema_")))
-        found = OmegaConf.to_object(OmegaConf.merge(typed, content, options))
-        assert isinstance(found, ArchConfig)
-        return found
-
-    return chosen
 
 
 @pytest.fixture

@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cramming.architectures import ArchConfig
 from cramming.architectures.growth import fit
 from cramming.architectures.layers.block_diagonal import BlockDiagonalLinear
 from cramming.architectures.layers.filters import GeneratedFilters, positional_features
 from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.model import Model
+from tests.architectures.families import arch, built
 
-Arch = Callable[..., ArchConfig]
 MakeBatch = Callable[..., Batch]
 OURS = (
     "bert_tiny",
@@ -37,18 +36,6 @@ def sizes(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k != "heads" or not name.startswith("m2")}
 
 
-def built(arch: ArchConfig, length: int = 20, seed: int = 0) -> Model:
-    """A model whose weights are large enough that every part of it matters to the output."""
-    torch.manual_seed(seed)
-    model = arch.build(97, length)
-    assert isinstance(model, Model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "filters" not in name:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.eval()
-
-
 def placed(old: int, new: int, way: str) -> list[int]:
     """Which of ``old`` features each of ``new`` is, written out."""
     if way == "tile":
@@ -58,7 +45,7 @@ def placed(old: int, new: int, way: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [*OURS, "albert_tiny", "deberta_tiny"])
-def test_the_same_shape_is_the_same_weights(arch: Arch, name: str) -> None:
+def test_the_same_shape_is_the_same_weights(name: str) -> None:
     model = built(arch(name))
     for way in ({}, {"width": "centre"}):
         grown = fit(model.state_dict(), model, model, **way)
@@ -67,7 +54,7 @@ def test_the_same_shape_is_the_same_weights(arch: Arch, name: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["tile", "centre"])
-def test_every_entry_is_where_the_law_puts_it(arch: Arch, way: str) -> None:
+def test_every_entry_is_where_the_law_puts_it(way: str) -> None:
     """Of BERT with heads that get wider as well as more: hidden 24 to 40, 3 heads to 4, so 8 wide to 10."""
     small = built(arch("bert_tiny", hidden=24, heads=3, intermediate=40))
     large = built(arch("bert_tiny", hidden=40, heads=4, intermediate=52), seed=1)
@@ -99,7 +86,7 @@ def test_every_entry_is_where_the_law_puts_it(arch: Arch, way: str) -> None:
         assert torch.equal(grown["head.dense.weight"][8:32, 8:32], before["head.dense.weight"])
 
 
-def test_queries_and_gates_grow_apart(arch: Arch) -> None:
+def test_queries_and_gates_grow_apart() -> None:
     small = built(arch("crammed_tiny", hidden=24, heads=2, intermediate=40, rotary=True))
     large = built(arch("crammed_tiny", hidden=32, heads=2, intermediate=60, rotary=True), seed=1)
     grown = fit(small.state_dict(), small, large, width="tile", fresh_share=0.0)
@@ -119,7 +106,7 @@ def test_queries_and_gates_grow_apart(arch: Arch) -> None:
 
 @pytest.mark.parametrize("way", ["tile", "centre"])
 @pytest.mark.parametrize("name", [name for name in OURS if name != "mosaic_tiny"])  # its heads differ by their number
-def test_all_parts_repeat_the_same_features(arch: Arch, make_batch: MakeBatch, name: str, way: str) -> None:
+def test_all_parts_repeat_the_same_features(make_batch: MakeBatch, name: str, way: str) -> None:
     """If they do, products add up each feature twice, and halved they give every hidden state twice."""
     options = {"position": "learned"} if name == "crammed_tiny" else {}  # sines are others in other widths
     small = built(arch(name, **sizes(name, SMALL), **options))
@@ -141,7 +128,7 @@ def test_all_parts_repeat_the_same_features(arch: Arch, make_batch: MakeBatch, n
 @pytest.mark.parametrize(("depth", "first"), [("stack", (0, 1)), ("interleave", (0, 3))])
 @pytest.mark.parametrize("name", [*OURS, "deberta_tiny"])
 def test_a_deeper_model_holds_the_small_one(
-    arch: Arch, make_batch: MakeBatch, name: str, depth: str, first: tuple[int, ...]
+    make_batch: MakeBatch, name: str, depth: str, first: tuple[int, ...]
 ) -> None:
     options = {} if name != "modern_tiny" else {"theta": 10000.0}  # so that its global layers are like the others
     small, large = built(arch(name, **options)), built(arch(name, layers=5, **options), seed=1)
@@ -156,7 +143,7 @@ def test_a_deeper_model_holds_the_small_one(
 @pytest.mark.parametrize(
     ("depth", "origins"), [("stack", [0, 1, 2, 0, 1, 2, 0]), ("interleave", [0, 0, 0, 1, 1, 2, 2])]
 )
-def test_layers_are_those_the_law_names(arch: Arch, depth: str, origins: list[int]) -> None:
+def test_layers_are_those_the_law_names(depth: str, origins: list[int]) -> None:
     small, large = built(arch("bert_tiny", layers=3)), built(arch("bert_tiny", layers=7), seed=1)
     grown, before = fit(small.state_dict(), small, large, depth=depth), small.state_dict()
     for name, tensor in grown.items():
@@ -168,7 +155,7 @@ def test_layers_are_those_the_law_names(arch: Arch, depth: str, origins: list[in
             assert torch.equal(tensor, before[name]), name
 
 
-def test_a_norm_that_the_first_layer_lacks_begins_as_the_identity(arch: Arch) -> None:
+def test_a_norm_that_the_first_layer_lacks_begins_as_the_identity() -> None:
     small, large = built(arch("modern_tiny")), arch("modern_tiny", layers=4).build(97, 20)
     grown = fit(small.state_dict(), small, large, depth="stack")
     assert "blocks.0.attention_norm.weight" not in grown
@@ -177,7 +164,7 @@ def test_a_norm_that_the_first_layer_lacks_begins_as_the_identity(arch: Arch) ->
 
 
 @pytest.mark.parametrize("name", ["bert_tiny", "roberta_tiny", "albert_tiny"])
-def test_tables_of_positions_grow_and_are_cut(arch: Arch, name: str) -> None:
+def test_tables_of_positions_grow_and_are_cut(name: str) -> None:
     small = built(arch(name))
     (table,) = (n for n in small.state_dict() if n.endswith(("position.weight", "position_embeddings.weight")))
     before = small.state_dict()[table]
@@ -196,7 +183,7 @@ def test_tables_of_positions_grow_and_are_cut(arch: Arch, name: str) -> None:
         fit(small.state_dict(), small, built(arch(name), 12), positions="interpolate")
 
 
-def test_filters_begin_anew_at_their_new_length_with_what_was_learned(arch: Arch) -> None:
+def test_filters_begin_anew_at_their_new_length_with_what_was_learned() -> None:
     small, large = built(arch("m2_tiny")), built(arch("m2_tiny"), 39, seed=1)
     name = "blocks.1.mixer.filters.features"
     learned = torch.linspace(-1, 1, 20)[None, :, None] * torch.arange(1, 6)
@@ -212,7 +199,7 @@ def test_filters_begin_anew_at_their_new_length_with_what_was_learned(arch: Arch
 
 
 @pytest.mark.parametrize("name", ["mosaic_tiny", "modern_tiny", "crammed_tiny", "deberta_tiny"])
-def test_positions_that_are_worked_out_need_nothing(arch: Arch, name: str) -> None:
+def test_positions_that_are_worked_out_need_nothing(name: str) -> None:
     small, large = built(arch(name)), built(arch(name), 32, seed=1)
     large.load_state_dict(fit(small.state_dict(), small, large))
     with pytest.raises(UserError, match=r"init_positions=tile: .* has no table of positions: leave it out"):
@@ -246,7 +233,7 @@ def trained(model: Model, steps: range) -> list[float]:
     return losses
 
 
-def test_a_grown_model_goes_on_from_what_the_small_one_knows(arch: Arch) -> None:
+def test_a_grown_model_goes_on_from_what_the_small_one_knows() -> None:
     torch.manual_seed(0)
     small = arch("24hbert_tiny", layers=1, hidden=32, heads=2, intermediate=64).build(97, 20)
     trained(small, range(150))
@@ -259,7 +246,7 @@ def test_a_grown_model_goes_on_from_what_the_small_one_knows(arch: Arch) -> None
 
 
 @pytest.mark.parametrize(("share", "part"), [(0.0, False), (0.1, True)])
-def test_copies_become_different_features_only_because_of_fresh_weights(arch: Arch, share: float, part: bool) -> None:
+def test_copies_become_different_features_only_because_of_fresh_weights(share: float, part: bool) -> None:
     small, large = built(arch("bert_tiny", **SMALL)), built(arch("bert_tiny", **DOUBLED), seed=1)
     large.load_state_dict(fit(small.state_dict(), small, large, width="tile", fresh_share=share))
     before = large.blocks[0].feedforward.expand.weight.detach().clone()
@@ -279,7 +266,7 @@ def test_copies_become_different_features_only_because_of_fresh_weights(arch: Ar
             ), name
 
 
-def test_what_cannot_grow_is_refused_by_name(arch: Arch) -> None:
+def test_what_cannot_grow_is_refused_by_name() -> None:
     small = built(arch("bert_tiny"))
 
     def refuse(message: str, target: nn.Module, source: Model = small, **ways: str) -> None:
