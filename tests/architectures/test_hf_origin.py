@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from cramming.architectures import hf_origin
+from cramming.architectures import growth, hf_origin
 from cramming.architectures.configs.albert import AlbertConfig
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.deberta import DebertaConfig
@@ -305,3 +305,30 @@ def test_what_was_chosen_is_said() -> None:
         model.attention = "flash"
     own: Any = DebertaConfig(**OURS, position_buckets=8, max_positions=20).build(97, 20)
     assert own.fast_paths()["attention"] == "the network's own"
+
+
+def test_what_grows_and_what_does_not() -> None:
+    small: Any = HfConfig(config=NAMED).build(97, 20)
+    deep: Any = HfConfig(config={**NAMED, "num_hidden_layers": 4}).build(97, 20)
+    grown = growth.fit(small.state_dict(), small, deep, depth="stack")
+    deep.load_state_dict(grown)
+    for layer, block in enumerate(deep.blocks):
+        for name, tensor in block.state_dict().items():
+            assert torch.equal(tensor, small.blocks[layer % 2].state_dict()[name])
+    longer: Any = HfConfig(config={**NAMED, "max_position_embeddings": 80}).build(97, 20)
+    longer.load_state_dict(growth.fit(small.state_dict(), small, longer, positions="tile"))
+    table = longer.network.bert.embeddings.position_embeddings.weight
+    assert torch.equal(table[40:], small.network.bert.embeddings.position_embeddings.weight)
+
+    wide: Any = HfConfig(config={**NAMED, "hidden_size": 48}).build(97, 20)
+    with pytest.raises(UserError, match=r"is \(97, 24\) in the checkpoint and \(97, 48\) in the model"):
+        growth.fit(small.state_dict(), small, wide, width="tile")
+    counted: Any = HfConfig(model_type="roberta", config=NAMED).build(97, 20)
+    further: Any = HfConfig(model_type="roberta", config={**NAMED, "max_position_embeddings": 80}).build(97, 20)
+    with pytest.raises(UserError, match="position"):
+        growth.fit(counted.state_dict(), counted, further, positions="tile")
+    shared, more = (AlbertConfig(**{**OURS, "layers": n}, embedding_dim=16).build(97, 20) for n in (2, 4))
+    with pytest.raises(UserError, match="layers of Albert are one and the same"):
+        growth.fit(shared.state_dict(), shared, more, depth="stack")  # type: ignore[arg-type]
+    more.load_state_dict(growth.fit(shared.state_dict(), shared, more))  # type: ignore[arg-type]
+    assert torch.equal(next(more.blocks[3].parameters()), next(shared.blocks[0].parameters()))  # type: ignore[union-attr]
