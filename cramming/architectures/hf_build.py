@@ -50,10 +50,9 @@ def longest(network: Any, seq_length: int) -> int:
     limit = getattr(network.config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return seq_length
-    tables = [m for name, m in network.named_modules() if name.endswith(".position_embeddings")]
-    padding = max((getattr(table, "padding_idx", None) or 0 for table in tables), default=0)
-    skipped = any(getattr(table, "padding_idx", None) is not None for table in tables)
-    return limit - (padding + 1 if skipped else 0)
+    tables = (m for name, m in network.named_modules() if name.endswith(".position_embeddings"))
+    counted_from = (table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None)
+    return limit - max((padding + 1 for padding in counted_from), default=0)
 
 
 def wrapped(network: Any, positions: int, language_model: bool) -> TransformersEncoder:

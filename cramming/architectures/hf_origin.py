@@ -110,8 +110,7 @@ def from_hub(model: str, load: Callable[..., T]) -> T:
     try:
         return load(local_files_only=True)
     except (OSError, ValueError) as error:
-        reason = unreachable() or None  # the library would try for half a minute
-        if reason is not None:
+        if reason := unreachable():  # the library would try for half a minute
             raise UserError(
                 f"arch.model={model} is no folder here, was not fetched from the hub before and cannot be now "
                 f"({reason}): give a folder, or arch.model_type= and arch.config= for fresh weights"
