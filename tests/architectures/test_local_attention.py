@@ -25,8 +25,9 @@ def heads(length: int, sequences: int = 3, width: int = 8, dtype: torch.dtype = 
 
 
 def gradients(context: Tensor, kept: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Of a sum that minds every value of the kept positions, (B, S)."""
-    return torch.autograd.grad((context.sin() * kept[:, None, :, None]).sum(), inputs)
+    """Of a sum that minds every value of the kept positions, (B, S); it arrives transposed, as in a layer."""
+    by_token = context.transpose(1, 2).flatten(2)
+    return torch.autograd.grad((by_token.contiguous().sin() * kept[:, :, None]).sum(), inputs)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -109,7 +109,7 @@ class _Cut:
     def in_chunks(self, part: Tensor) -> Tensor:
         """(n, S, D) -> (n K, C, D), the last chunk of each filled up with zeros."""
         after = self.chunks * self.chunk - self.length
-        return F.pad(part, (0, 0, 0, after)).view(-1, self.chunk, part.shape[-1])
+        return F.pad(part, (0, 0, 0, after)).reshape(-1, self.chunk, part.shape[-1])
 
     def around(self, part: Tensor) -> Tensor:
         """What each chunk needs of the keys or values: (n, S, D) -> (n K, L, D), rows of one (n K C + 2W, D).
