@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from cramming.architectures.albert import transformers_options
 from cramming.architectures.configs.albert import AlbertConfig
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.references.plan import MLM, Plan, detector, entry, family, writer
@@ -67,11 +68,7 @@ def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[
     return "albert", {
         "architectures": ["AlbertForMaskedLM"],
         "model_type": "albert",
-        **{theirs: getattr(arch, ours) for theirs, ours in CONFIG.items()},
-        **{theirs: getattr(arch, ours) for theirs, (ours, _) in OPTIONAL.items()},
+        **transformers_options(arch, vocab_size, arch.max_positions or positions),
         "hidden_act": WRITTEN.get(arch.nonlin, arch.nonlin),
-        "classifier_dropout_prob": arch.dropout,
-        "vocab_size": vocab_size,
-        "max_position_embeddings": arch.max_positions or positions,
         "tie_word_embeddings": True,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.deberta import DebertaConfig
+from cramming.architectures.deberta import transformers_options
 from cramming.architectures.references.plan import MLM, Plan, detector, entry, family, writer
 from cramming.architectures.references.transformers_networks import check_unread, network_plan
 from cramming.errors import UserError
@@ -37,7 +38,6 @@ NONLINEARITIES = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
     "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
-WRITTEN = {"gelu_tanh": "gelu_pytorch_tanh"}
 NORMS = {"none": False, "layer_norm": True}  # of the table of distances
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "relative_attention": (True,),
@@ -97,18 +97,7 @@ def write(arch: ArchConfig, vocab_size: int, positions: int) -> tuple[str, dict[
     return "deberta", {
         "architectures": ["DebertaV2ForMaskedLM"],
         "model_type": "deberta-v2",
-        **{theirs: getattr(arch, ours) for theirs, ours in CONFIG.items()},
-        **{theirs: getattr(arch, ours) for theirs, (ours, _) in OPTIONAL.items()},
-        "hidden_act": WRITTEN.get(arch.nonlin, arch.nonlin),
-        "conv_act": WRITTEN.get(arch.conv_nonlin, arch.conv_nonlin),
-        "relative_attention": True,
-        "max_relative_positions": -1,
-        "position_buckets": arch.position_buckets or -1,
-        "pos_att_type": list(arch.position_terms),
-        "norm_rel_ebd": "layer_norm" if arch.relative_norm else "none",
+        **transformers_options(arch, vocab_size, arch.max_positions),
         "pooler_hidden_size": arch.hidden,
-        "pooler_hidden_act": "gelu",
-        "pooler_dropout": arch.dropout,
-        "vocab_size": vocab_size,
         "tie_word_embeddings": True,
     }
