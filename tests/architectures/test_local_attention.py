@@ -33,7 +33,8 @@ def gradients(context: Tensor, kept: Tensor, inputs: tuple[Tensor, ...]) -> tupl
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    ("length", "window"), [(1, 1), (5, 7), (30, 3), (64, 40), (65, 16), (100, 1), (129, 16), (300, 70), (300, 130)]
+    ("length", "window"),
+    [(1, 1), (5, 7), (30, 3), (64, 40), (65, 16), (96, 32), (100, 1), (129, 16), (300, 70), (300, 130)],
 )
 def test_a_window_is_full_attention_with_everything_further_shut_out(
     monkeypatch: pytest.MonkeyPatch, form: Form, length: int, window: int, padded: bool
@@ -45,7 +46,7 @@ def test_a_window_is_full_attention_with_everything_further_shut_out(
     allowed = allowed | ~allowed.any(-1, keepdim=True)  # positions of padding that see nothing
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     due = gradients(expected, kept, (q, k, v))
-    for scores in (1 << 19, 1):  # all heads at once; each by itself
+    for scores in (1 << 19, 1 << 15, 1):  # all heads at once; a few of a sequence; each by itself
         monkeypatch.setattr(blockwise, "SCORES", scores)
         found = form(q, k, v, window, mask=mask if padded else None)
         assert found.isfinite().all()
