@@ -88,25 +88,29 @@ class SequenceMixer(nn.Module):
 
     def _on_grid(self, x: Tensor, layout: Layout) -> Tensor:
         """All sequences at once, each channel's positions side by side from the first product on: -> (T, H)."""
-        shape = layout.sequences, layout.length
-        projected = torch.addmm(self.input.bias[:, None], self.input.weight, x.t()).unflatten(1, shape)
-        return self._convolved(projected, x.unflatten(0, shape).permute(2, 0, 1), layout.mask).flatten(1).t()
+        channels = _channels(x)
+        projected = torch.addmm(self.input.bias[:, None], self.input.weight, channels)
+        return self._convolved(projected, channels, (layout.sequences, layout.length), layout.mask).t()
 
     def _in_groups(self, x: Tensor, groups: Groups) -> Tensor:
         """Sequences of similar length at a time: -> (T, H)."""
-        grids = zip(groups.members, groups.spread(self.input(x)), groups.spread(x), strict=True)
-        mixed = [self._convolved(p.permute(2, 0, 1), u.permute(2, 0, 1), group.mask) for group, p, u in grids]
-        return groups.collect([channels.permute(1, 2, 0) for channels in mixed])
+        mixed = []
+        for group, p, u in zip(groups.members, groups.spread(self.input(x)), groups.spread(x), strict=True):
+            shape = group.sequences, group.length
+            signals = _channels(p.flatten(0, 1)), _channels(u.flatten(0, 1))
+            mixed.append(_channels(self._convolved(*signals, shape, group.mask)).unflatten(0, shape))
+        return groups.collect(mixed)
 
     @torch.compiler.disable  # complex numbers, and filters that are kept between calls
-    def _convolved(self, projected: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(3H, B, S), (H, B, S), (B, S) -> (H, B, S)."""
-        filters, length = self.filters, projected.shape[-1]
-        signals = Signals(projected, x if filters.count == 2 else None, mask)
+    def _convolved(self, projected: Tensor, x: Tensor, shape: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """(3H, B S), (H, B S), (B, S), (B, S) bool -> (H, B S)."""
+        filters, length = self.filters, shape[1]
+        residual = x.unflatten(1, shape) if filters.count == 2 else None
+        signals = Signals(projected.unflatten(1, shape), residual, mask)
         short = self.short_weight, self.short_bias
         if self.form == "direct" or projected.device.type == "meta":
-            return direct(signals, short, filters.taps(), filters.skips())
-        return fft(signals, short, filters.spectra(transform_size(length, filters.length), length))
+            return direct(signals, short, filters.taps(), filters.skips()).flatten(1)
+        return fft(signals, short, filters.spectra(transform_size(length, filters.length), length)).flatten(1)
 
 
 class M2Block(nn.Module):
@@ -215,6 +219,11 @@ class M2Classifier(_M2, Classifier):
             config.hidden, labels, dropout, pooler="avg" if config.pool_all else "zero_index"
         )
         self._initialize()
+
+
+def _channels(rows: Tensor) -> Tensor:
+    """(x, y) -> (y, x) in memory, at once: turned a few channels at a time it takes as long as a transform."""
+    return rows.t().contiguous()
 
 
 def _parts(config: M2Config, vocab_size: int, max_positions: int) -> dict[str, Any]:

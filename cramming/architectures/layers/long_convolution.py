@@ -144,20 +144,20 @@ class _Gated(torch.autograd.Function):
         of_weight, of_bias = (torch.empty_like(part, dtype=work.wide) for part in (work.weight, work.bias))
         of_spectra = torch.empty_like(work.spectra)
         for part in work.parts():
-            y = gradient[part].to(work.wide)
+            y = gradient[part].to(work.wide).contiguous()
             thirds, (first, second, values) = work.short(part)
             slopes = torch.empty_like(thirds)
             signal = work.there(first, values)
             torch.mul(y, work.back(signal * work.of(0, part)), out=slopes[1])
             incoming = work.there(y, second, masked=False)
-            of_spectra[0, part] = (signal.conj() * incoming).sum(1)
+            of_spectra[0, part] = work.correlated(signal, incoming)
             gated = work.back(incoming.mul_(work.of(0, part).conj()), masked=True)
             torch.mul(gated, values, out=slopes[0])
             torch.mul(gated, first, out=slopes[2])
             of_projected[:, part] = work.short_back(thirds, slopes, part, of_weight, of_bias)
             if residual is not None and of_residual is not None:
                 incoming = work.there(y, masked=False)
-                of_spectra[1, part] = (work.there(residual[part]).conj() * incoming).sum(1)
+                of_spectra[1, part] = work.correlated(work.there(residual[part]), incoming)
                 of_residual[part] = work.back(incoming.mul_(work.of(1, part).conj()), masked=True)
         of_spectra *= work.weights()
         weight, bias = given[3:5]
@@ -185,7 +185,9 @@ class _Work:
         self.points = 2 * (spectra.shape[-1] - 1)
         _, sequences, length = self.shape
         values = CHUNK_VALUES.get(projected.device.type, CHUNK_VALUES_ELSEWHERE)
-        self.channels = max(1, values // (sequences * length))
+        self.channels = min(self.shape[0], max(1, values // (sequences * length)))
+        # What a signal is laid out in before its transform; its second part stays zero.
+        self.padded = torch.zeros(self.channels, sequences, self.points, dtype=self.wide, device=projected.device)
 
     def parts(self) -> Iterator[slice]:
         for start in range(0, self.shape[0], self.channels):
@@ -220,7 +222,7 @@ class _Work:
 
     def there(self, signal: Tensor, gate: Tensor | None = None, masked: bool = True) -> Tensor:
         """Spectrum of a signal, or of its product with a gate, followed by zeros: (c, B, S) -> (c, B, F)."""
-        padded = torch.zeros(*signal.shape[:-1], self.points, dtype=self.wide, device=signal.device)
+        padded = self.padded[: signal.shape[0]]
         inside = padded[..., : signal.shape[-1]]
         if gate is None:
             inside.copy_(signal)
@@ -234,6 +236,11 @@ class _Work:
         """The signal of a spectrum: (c, B, F) -> (c, B, S)."""
         signal = torch.fft.irfft(spectrum, self.points)[..., : self.shape[-1]]
         return signal * self.mask if masked and self.mask is not None else signal
+
+    @staticmethod
+    def correlated(signal: Tensor, other: Tensor) -> Tensor:
+        """conj(signal) * other, summed over sequences: 2 x (c, B, F) -> (c, F); the first is used up."""
+        return signal.conj_physical_().mul_(other).sum(1)
 
     def weights(self) -> Tensor:
         """How often each frequency counts in the inverse transform, over n: what the gradient through it carries."""
