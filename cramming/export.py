@@ -8,7 +8,7 @@ from cramming.cli import load_schemas, parse, run_command
 from cramming.errors import UserError
 from cramming.evaluation.trained import Selection, selected
 from cramming.exchange import exporting, model_card
-from cramming.exchange.imported import is_imported
+from cramming.exchange.weights import is_imported
 
 _USAGE = """\
 Write a model as a folder that others load: transformers where it has the architecture, else the system it comes from.

@@ -51,6 +51,8 @@ def fill(model: Model, tokenizer: Tokenizer, text: str, top: int = 5) -> list[li
         raise UserError(
             f"there is no {tokenizer.token(tokenizer.mask_id)} in {text!r}: write one where a word is missing"
         )
+    # A mask stands for a word, and in front of one a space is part of it, where it is part of a token at all.
+    parts = [*(part.rstrip() for part in parts[:-1]), parts[-1]]
     pieces = [np.asarray(piece, dtype=np.int64) for piece in tokenizer.encode_batch(parts)]
     ids = [tokenizer.cls_id]
     for number, piece in enumerate(pieces):

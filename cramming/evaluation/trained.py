@@ -15,10 +15,9 @@ from cramming.data.preparation import prepare
 from cramming.data.store import TokenStore
 from cramming.errors import UserError
 from cramming.exchange import initializing
-from cramming.exchange.imported import is_imported
 from cramming.exchange.opening import opened
 from cramming.exchange.places import locate
-from cramming.exchange.weights import Weights, of_run
+from cramming.exchange.weights import Weights, is_imported, of_run
 from cramming.model import Model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
@@ -68,6 +67,7 @@ def selected(options: Selection) -> tuple[Weights, folder.Found | None]:
         return of_run(found), found
     assert options.checkpoint is not None
     weights = opened(options.checkpoint, options.base_dir)
+    print(weights.title)
     if weights.tokenizer is None:
         raise UserError(
             f"checkpoint={options.checkpoint} has no tokenizer beside it: import it with its own, "

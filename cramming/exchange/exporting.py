@@ -65,7 +65,12 @@ def export(
             types = int(config.get("type_vocab_size") or 0) > 1
             tokenizers.write(tokenizer, temporary, weights.seq_length, types=types)
             sizes = {"vocab_size": weights.vocab_size, "positions": weights.seq_length, "special_ids": ids}
-            about = {"name": name, "trained": dict(facts), "origin": dict(weights.origin)}
+            about = {
+                "name": name,
+                "trained": dict(facts),
+                "origin": dict(weights.origin),
+                "data": _shared(weights.data),
+            }
             _write_json(temporary / OWN, {"arch": asdict(_self_contained(weights.arch, plan)), **sizes, **about})
             if onnx:
                 onnx_graph.write(model, temporary / "encoder.onnx")
@@ -109,6 +114,13 @@ def _self_contained(arch: ArchConfig, plan: Plan) -> ArchConfig:
     if not isinstance(arch, HfConfig):
         return arch
     return replace(plan.arch, name=arch.name, batch_size=arch.batch_size, vocab_size=arch.vocab_size)
+
+
+def _shared(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The corpus, if it can be had elsewhere: where a person keeps files is nobody's business."""
+    if data is None or data.get("path") or data.get("sources"):
+        return None
+    return dict(data)
 
 
 def _about_library() -> dict[str, str]:

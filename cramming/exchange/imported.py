@@ -21,9 +21,7 @@ from cramming.data.config import OF_CHECKPOINT
 from cramming.durable import replace as rename
 from cramming.durable import sync, write_atomically
 from cramming.errors import UserError
-from cramming.exchange.weights import Weights
-
-RECORD = "import.json"
+from cramming.exchange.weights import IMPORTED, Weights, is_imported
 
 
 def write_run(weights: Weights, given: str, base_dir: str, name: str) -> Path:
@@ -61,7 +59,7 @@ def write_run(weights: Weights, given: str, base_dir: str, name: str) -> Path:
         checkpoint.save(temporary / "checkpoints", 0, state, about, keep=1, kept_at_h=[])
         write_atomically(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
         record = {"checkpoint": given, **weights.origin, "fresh": weights.fresh, "left_out": weights.left_out}
-        write_atomically(temporary / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        write_atomically(temporary / IMPORTED, (json.dumps(record, indent=2) + "\n").encode())
         for file in temporary.rglob("*"):
             if file.is_file():
                 sync(file, "import")
@@ -98,11 +96,6 @@ def refuse_imported(run_dir: Path) -> None:
             f"{run_dir.name} is an imported checkpoint, not a run: train on from it under another name with "
             f"init_from={run_dir.name}"
         )
-
-
-def is_imported(run_dir: Path) -> bool:
-    """Whether a run's folder holds an imported checkpoint."""
-    return (run_dir / RECORD).is_file()
 
 
 def _config(weights: Weights, given: str, base_dir: str, name: str) -> PretrainConfig:

@@ -76,14 +76,14 @@ def of_files(weights: Path, title: str, request: Request) -> Weights:
     tensors, rest = containers.read(weights)
     config, config_title = _config(weights, rest, request.config)
     own = _own(weights.parent, config)
-    family = request.family or (own[0] if own else _detected(config, tensors, weights, config_title))
+    family = request.family or (own.family if own else _detected(config, tensors, weights, config_title))
     tensors = _with_prefix(family, completed(family, config, tensors), tensors)
     config = dict(completed(family, config, tensors))
     try:
         plan = FAMILIES[family](config, MLM)
     except UserError as error:
         raise UserError(f"{config_title}: {error}") from error
-    arch = own[1] if own and own[0] == family else plan.arch
+    arch = own.arch if own and own.family == family else plan.arch
     torch.manual_seed(key("exchange", "weights"))  # what has no weights in the checkpoint begins the same every time
     model = arch.build(plan.vocab_size, plan.positions)
     classifying = _classifying(family, config)
@@ -109,6 +109,7 @@ def of_files(weights: Path, title: str, request: Request) -> Weights:
         origin={"family": family, "file": weights.name, "tensors": len(tensors), "weights_sha256": sha256(state)},
         fresh=tuple(fresh),
         left_out=tuple(sorted(left_out)),
+        data=own.data if own else None,
     )
 
 
@@ -192,11 +193,20 @@ def _with_prefix(family: str, config: Mapping[str, Any], tensors: dict[str, Tens
     return tensors
 
 
-def _own(place: Path, config: Mapping[str, Any]) -> tuple[str, ArchConfig] | None:
-    """Family and our own options, as an exported folder keeps them, if its config still says what they say.
+@dataclass(frozen=True)
+class _Own:
+    """What an exported folder says to us alone."""
+
+    family: str
+    arch: ArchConfig
+    data: Mapping[str, Any] | None
+
+
+def _own(place: Path, config: Mapping[str, Any]) -> _Own | None:
+    """What we wrote into an exported folder, if its config still says what our options say.
 
     Raises:
-        UserError: they are damaged.
+        UserError: it is damaged.
     """
     file = place / OWN
     if not file.is_file():
@@ -206,14 +216,15 @@ def _own(place: Path, config: Mapping[str, Any]) -> tuple[str, ArchConfig] | Non
         node, sizes = said["arch"], (said["vocab_size"], said["positions"], said["special_ids"])
         schema = OmegaConf.structured(registry.lookup("arch", node["kind"]))
         arch = OmegaConf.to_object(OmegaConf.merge(schema, node))
-    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        data = said.get("data")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
         raise UserError(
             f"{file} is damaged ({' '.join(str(error).split())[:160]}): delete it, the rest is enough"
         ) from error
     assert isinstance(arch, ArchConfig)
     family, written = reference_config(arch, *sizes)
     unchanged = all(config.get(name) == value for name, value in json.loads(json.dumps(written)).items())
-    return (family, arch) if unchanged else None
+    return _Own(family, arch, data if isinstance(data, dict) else None) if unchanged else None
 
 
 def _head_of(plan: Plan, classifying: Plan | None) -> list[str]:

@@ -39,9 +39,9 @@ _log = logging.getLogger(__name__)
 
 
 def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
-    """The words that give a command the architecture of the checkpoint it begins with; none where it has one.
+    """The words that give a command what it does not choose itself: the checkpoint's architecture, and its data.
 
-    A run that has begun to train keeps the architecture it was given then, whatever has become of the checkpoint.
+    A run that has begun to train keeps what it was given then, whatever has become of the checkpoint.
 
     Args:
         given: what ``init_from`` names.
@@ -60,18 +60,28 @@ def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
     head = chosen.get("init_head", MLM)
     if head not in importing.HEADS:
         return []  # said when the whole is checked
-    if "arch" in chosen or _experiment_chooses(chosen.get("experiment"), experiments):
+    recipe = _recipe(chosen.get("experiment"), experiments)
+    groups = {
+        "arch": "arch" in chosen or "arch" in recipe,
+        "data": "data" in recipe or any(word.startswith(("data=", "data.mix=", "+data@")) for word in words),
+    }
+    if all(groups.values()):
         return []
     if "," in given and {"-m", "--multirun"} & set(words):
         raise UserError(f"init_from={given}: several checkpoints in one sweep need arch=, which all of them then have")
     base_dir = Path(chosen.get("base_dir", "outputs"))
-    arch = None
+    found = None
     if chosen.get("resume", "true").lower() not in ("false", "0", "no", "off"):
-        arch = _begun(given, base_dir, chosen.get("name", "default"))
-    if arch is None:
-        arch = _architecture(opened(given, str(base_dir), Request(head=head)))
-    ConfigStore.instance().store(group="arch", name=_OPTION, node=arch)
-    return [f"arch={_OPTION}"]
+        found = _begun(given, base_dir, chosen.get("name", "default"))
+    if found is None:
+        weights = opened(given, str(base_dir), Request(head=head))
+        found = {"arch": _architecture(weights), "data": weights.data}
+    options = {group: node for group, node in found.items() if node is not None and not groups[group]}
+    for group, node in options.items():
+        ConfigStore.instance().store(group=group, name=_OPTION, node=node)
+    if "data" in options:
+        print(f"data={options['data'].get('name')}: what {given} was trained on; data= names another")
+    return [f"{group}={_OPTION}" for group in options]
 
 
 def initialize(model: Model, config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -174,23 +184,24 @@ def _opened(config: PretrainConfig) -> Weights:
     return weights
 
 
-def _experiment_chooses(name: str | None, experiments: Path) -> bool:
+def _recipe(name: str | None, experiments: Path) -> set[str]:
+    """The groups of which a recipe chooses an option."""
     try:
         text = (experiments / f"{name}.yaml").read_text(encoding="utf-8")
     except OSError:
-        return False
-    return re.search(r"^\s*- override /arch\b", text, re.MULTILINE) is not None
+        return set()
+    return set(re.findall(r"^\s*- override /(\w+)\b", text, re.MULTILINE))
 
 
-def _begun(given: str, base_dir: Path, name: str) -> ArchConfig | None:
-    """The architecture of a run, or of a job of a sweep, that began with this checkpoint and has trained since."""
+def _begun(given: str, base_dir: Path, name: str) -> dict[str, Any] | None:
+    """Architecture and data of a run, or of a job of a sweep, that began with this checkpoint and has trained since."""
     for file in (base_dir / name / "config.yaml", *sorted(base_dir.glob(f"{name}-*/config.yaml"))):
         if file.is_file() and (file.parent / _BEGUN).exists():
             tree = OmegaConf.load(file)
             if OmegaConf.select(tree, "init_from") == given:
                 schema = OmegaConf.structured(registry.lookup("arch", OmegaConf.select(tree, "arch.kind")))
-                arch: ArchConfig = OmegaConf.to_object(OmegaConf.merge(schema, tree.arch))  # type: ignore[assignment]
-                return arch
+                arch = OmegaConf.to_object(OmegaConf.merge(schema, tree.arch))
+                return {"arch": arch, "data": OmegaConf.to_container(tree.data)}
     return None
 
 

@@ -1,6 +1,7 @@
 """Tokenizers that come with weights: read from a checkpoint's folder, and written beside exported ones."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,23 @@ def beside(weights: Path) -> Tokenizer | None:
     kind = str(_settings(folder).get("tokenizer_class") or "Bert").removesuffix("Fast").removesuffix("Tokenizer")
     if (folder / "vocab.txt").is_file() and kind in _VOCABULARY_IS_ENOUGH:
         return Tokenizer.load(folder / "vocab.txt")
-    if not any((folder / name).is_file() for name in TOKENIZERS if name not in ("vocab.txt", "tokenizer_config.json")):
-        return None
-    return _converted(folder, kind)
+    about = ("tokenizer_config.json", "special_tokens_map.json")
+    forms = [name for name in TOKENIZERS if name not in about and (folder / name).is_file()]
+    return _converted(folder, kind, forms) if forms else None
 
 
-def _converted(folder: Path, kind: str) -> Tokenizer:
+def _converted(folder: Path, kind: str, forms: list[str]) -> Tokenizer:
     """A tokenizer in one of the older forms, as transformers' own classes read it."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    way_out = f"give one with a {FILE}, tokenizer=<place or hub id>"
+    if "vocab.txt" in forms:
+        raise UserError(f"the tokenizer in {folder} is a {kind}: it needs code to load, which is never run; {way_out}")
+    if any(name.endswith(".model") for name in forms) and find_spec("sentencepiece") is None:
+        raise UserError(f"{folder / forms[-1]} is read with sentencepiece: pip install sentencepiece; or {way_out}")
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it has to say is raised, too
     try:
         backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
         return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()), str(folder))
@@ -55,9 +64,10 @@ def _converted(folder: Path, kind: str) -> Tokenizer:
         raise
     except Exception as error:  # the library raises what its many parts raise
         raise UserError(
-            f"the tokenizer in {folder}, of kind {kind}, cannot be read without its {FILE} ({line(error)}): give "
-            "another with tokenizer="
+            f"the tokenizer in {folder} cannot be read from {', '.join(forms)} ({line(error)}): {way_out}"
         ) from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def filled_up(tokenizer: Tokenizer, rows: int) -> Tokenizer:

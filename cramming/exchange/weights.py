@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from cramming import folder
 from cramming.architectures.configs import ArchConfig
+from cramming.data.config import TRAINED_HERE, DataConfig
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.model import Model
 
+IMPORTED = "import.json"  # in the folder of what is no run, but was imported: where it comes from
 LONGEST = 512  # tokens of a sequence to lay a model out for that takes any length
 
 
@@ -31,6 +34,7 @@ class Weights:
         origin: JSON values for a manifest: where they come from.
         fresh: parameters the checkpoint has nothing for, because it has no such head.
         left_out: tensors of the checkpoint that the head has no use for.
+        data: the corpus it was trained on, as ``data=`` has it; None: it is not known, or not on this machine.
     """
 
     title: str
@@ -42,6 +46,7 @@ class Weights:
     origin: Mapping[str, Any]
     fresh: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    data: Mapping[str, Any] | None = None
 
     def model(self) -> Model:
         """The model with these weights, in evaluation mode.
@@ -79,8 +84,28 @@ def of_run(found: folder.Found) -> Weights:
     origin = {"run": found.name, "step": found.checkpoint.step, "weights_sha256": sha256(state)}
     config = found.config
     return Weights(
-        str(found), config.arch, tokenizer.vocab_size, int(config.data.seq_length), state, tokenizer, origin
-    )  # fmt: skip
+        title=str(found),
+        arch=config.arch,
+        vocab_size=tokenizer.vocab_size,
+        seq_length=int(config.data.seq_length),
+        state=state,
+        tokenizer=tokenizer,
+        origin=origin,
+        data=None if is_imported(found.run_dir) else corpus(config.data),
+    )
+
+
+def is_imported(run_dir: Path) -> bool:
+    """Whether a run's folder holds an imported checkpoint."""
+    return (run_dir / IMPORTED).is_file()
+
+
+def corpus(data: DataConfig) -> dict[str, Any]:
+    """The options of ``data`` for another run with the same tokenizer."""
+    options = asdict(data)
+    if options["tokenizer"] != type(data)().tokenizer:
+        options |= {"tokenizer": TRAINED_HERE}
+    return options | {"tokenizer_kind": "auto", "normalize": None}
 
 
 def sha256(state: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cramming.architectures import from_reference
+from cramming.architectures.reference import to_reference
+from cramming.architectures.references import FAMILIES
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.exchange import importing
@@ -171,6 +173,40 @@ def test_the_tokenizer_is_filled_up_to_the_rows_there_are(bert: Callable[..., Pa
     (file.parent / "vocab.txt").write_text("\n".join([*words, *(f"w{number}" for number in range(rows))]) + "\n")
     with pytest.raises(UserError, match=rf"the tokenizer has {rows + 10} ids and the checkpoint {rows} rows"):
         imported(file)
+
+
+def test_tokenizers_in_older_forms(bert: Callable[..., Path]) -> None:
+    file = bert()
+    folder = file.parent
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary = {piece: number for number, piece in enumerate([*special, *"abcdefgh", "Ġ", "Ġa"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nĠ a\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    found = imported(file).tokenizer
+    assert found is not None
+    assert found.encode("ab a").tolist() == [vocabulary["a"], vocabulary["b"], vocabulary["Ġa"]]
+    assert (found.pad_id, found.mask_id) == (1, 4)
+
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    assert imported(file).tokenizer is None
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(UserError, match=r"is a BertJapanese: it needs code to load, which is never run; .*tokenizer="):
+        imported(file)
+    assert imported(file, tokenizer=str(folder / "vocab.txt")).tokenizer is not None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_what_the_reference_wrote(shared: Path, case: str) -> None:
+    config, state = stored(shared, case)
+    plan = FAMILIES[CASES[case]](config, "mlm")
+    written = to_reference(from_reference(CASES[case], config, state, "mlm"), plan, copies=True)
+    assert written.keys() == state.keys(), "or its strict loader would refuse them"
+    assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
+    memory = {tensor.data_ptr() for tensor in written.values()}
+    assert len(memory) == len(written), "safetensors takes no tensors that share memory"
 
 
 class Attack:

@@ -17,6 +17,7 @@ from cramming.errors import UserError
 from cramming.exchange import exporting, initializing
 from cramming.exchange.imported import write_run
 from cramming.exchange.opening import opened
+from cramming.exchange.weights import corpus
 from cramming.model import Model
 from cramming.session import pretrain
 from tests.session import runs
@@ -150,6 +151,28 @@ def test_an_imported_checkpoint_is_no_run_to_train(source: Path, letters: Path, 
     assert torch.equal(
         begun(config).state_dict()["head.dense.weight"], opened(str(source), "").state["head.dense.weight"]
     )
+
+
+def test_data_is_the_sources_unless_another_is_named(letters: Path, tmp_path: Path) -> None:
+    """A run knows its corpus; an exported folder says it, unless that lies on somebody's disk."""
+    weights = weights_of(arch_of("crammed"))
+    plain = compose(["data=python_docs", "data.seq_length=16", "data.max_tokens=5000", "data.tokenizer_kind=bpe"]).data
+    local = compose(["data=local", f"data.path={letters}/text.txt", "data.seq_length=16"]).data
+    for number, (data, kept) in enumerate([(plain, "python_docs"), (local, "c4_subset"), (None, "c4_subset")]):
+        to = tmp_path / f"export{number}"
+        known = replace(weights, data=None if data is None else corpus(data))
+        exporting.export(known, to, name="it", facts={}, overwrite=False, onnx=False)
+        assert str(letters) not in (to / "training.json").read_text()
+        config = compose([f"init_from={to}", f"base_dir={tmp_path}"])
+        assert config.data.name == kept
+        assert config.data.tokenizer == "checkpoint"
+    config = compose([f"init_from={tmp_path}/export0", "data.max_tokens=7000"])
+    assert (config.data.seq_length, config.data.max_tokens, config.data.tokenizer_kind) == (16, 7000, "auto")
+    assert compose([f"init_from={tmp_path}/export0", "data=minipile"]).data.name == "minipile"
+    assert compose([f"init_from={tmp_path}/export0", "experiment=ntng_baseline"]).data.name != "python_docs"
+    words_of_a_run = [*words(tmp_path / "export0", letters, tmp_path, "name=it", "budget=1")]
+    pretraining(pretrain, words_of_a_run)
+    assert compose(["init_from=it", f"base_dir={tmp_path}"]).data.path == f"{letters}/text.txt"
 
 
 def test_who_chooses_the_architecture(source: Path, letters: Path, tmp_path: Path) -> None:

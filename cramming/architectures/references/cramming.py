@@ -210,6 +210,7 @@ def scriptable_plan(config: Mapping[str, Any], head: str, norms: Mapping[str, st
         classifier="head.weight",
         tied={"decoder.weight": "encoder.embedding.word_embedding.weight"} if arch.tie_weights and head == MLM else {},
         buffers=_buffers(arch),
+        constants=_constants(arch, FIRST not in (entry_or(theirs, "architectures", ()) or ())),
     )
 
 
@@ -328,22 +329,27 @@ def _parts_first(hidden: int, heads: int) -> Tensor:
 
 
 def _buffers(arch: CrammedConfig) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Constants that the reference keeps with the weights."""
-    width = arch.hidden // arch.heads
-    alpha = (2 * arch.layers) ** 0.25 if arch.deepnorm_scaling else 1.0
-    frequencies = 10000.0 ** (torch.arange(0, width, 2) / -width)
-    constants = {
-        "attn.self_attention.norm_factor": torch.tensor(width**-0.5),
-        "attn.self_attention.rotary_emb.inv_freq": frequencies,
-        "alpha": torch.tensor(alpha),
-    }
+    """Constants that the reference keeps with the weights where it has a use for them."""
+    frequencies = 10000.0 ** (torch.arange(0, arch.hidden // arch.heads, 2) / -(arch.hidden // arch.heads))
     derived: dict[str, Callable[[Tensor], Tensor]] = {
-        f"encoder.layers.{i}.{name}": lambda _, value=value: value  # type: ignore[misc]
-        for i in range(arch.layers)
-        for name, value in constants.items()
+        f"encoder.layers.{i}.attn.self_attention.rotary_emb.inv_freq": lambda _: frequencies for i in range(arch.layers)
     }
-    derived["encoder.p"] = lambda _: torch.tensor(1.0)  # the layers' scale, which only layer dropping changes
     derived["encoder.embedding.pos_embedding.position_ids"] = lambda there: torch.arange(there.shape[-1]).expand(
         there.shape
     )
     return derived
+
+
+def _constants(arch: CrammedConfig, rewritten: bool) -> dict[str, Tensor]:
+    """Constants that the reference always keeps with the weights."""
+    constants = {}
+    for i in range(arch.layers):
+        if not arch.attend_padding:  # fused attention scales by itself
+            factor = torch.tensor((arch.hidden // arch.heads) ** -0.5)
+            constants[f"encoder.layers.{i}.attn.self_attention.norm_factor"] = factor
+        if not rewritten:
+            scale = (2 * arch.layers) ** 0.25 if arch.deepnorm_scaling else 1.0
+            constants[f"encoder.layers.{i}.alpha"] = torch.tensor(scale)
+    if not rewritten:
+        constants["encoder.p"] = torch.tensor(1.0)  # the layers' scale, which only layer dropping changes
+    return constants
