@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
-from cramming.architectures.layers.long_convolution import spectra_of
+from cramming.architectures.layers.long_convolution import inverse_weights, scaled, spectra_of
 
 HIDDEN_LAYERS = 3  # of the network
 FASTEST_DECAY, SLOWEST_DECAY, TARGET = 0.3, 1.5, 1e-2  # a channel has decayed to the target at this share of L
@@ -204,12 +204,14 @@ class GeneratedFilters(nn.Module):
         """
         points = of_circle.shape[-1]
         rows = min(self.length, length)
-        slope = of_circle.new_zeros(self.count, self.directions, self.channels, rows)
-        slope[:, 0] = of_circle[..., :rows]
+        window = self._window(rows)
+        slope = of_circle.new_empty(self.count, self.directions, self.channels, rows)
+        torch.mul(of_circle[..., :rows], window, out=slope[:, 0])
         if self.directions == 2:
             reach = min(rows, length - 1)
-            slope[:, 1, :, :reach] = of_circle[..., points - reach :].flip(-1)
-        slope = (slope * self._window(rows)).flatten(0, 1)
+            torch.mul(of_circle[..., points - reach :].flip(-1), window[:, :reach], out=slope[:, 1, :, :reach])
+            slope[:, 1, :, reach:] = 0
+        slope = slope.flatten(0, 1)
         frequency = self.frequency.repeat_interleave(self.directions, 0)[:, None]
         of_weights: list[Tensor] = []
         of_biases: list[Tensor] = []
@@ -290,8 +292,7 @@ class _Spectra(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(K, C, F) -> gradients of the weights."""
         assert ctx.saved_tensors
-        once = gradient * ctx.points
-        once[..., 1:-1] /= 2  # a real signal's transform has each of these twice
+        once = scaled(gradient, inverse_weights(gradient, ctx.points).reciprocal())
         found = ctx.filters._gradients(torch.fft.irfft(once, ctx.points), ctx.hidden, ctx.length)
         needed = ctx.needs_input_grad[4:]
         return None, None, None, None, *(g if wanted else None for g, wanted in zip(found, needed, strict=True))

@@ -159,7 +159,6 @@ class _Gated(torch.autograd.Function):
                 incoming = work.there(y, masked=False)
                 of_spectra[1, part] = work.correlated(work.there(residual[part]), incoming)
                 of_residual[part] = work.back(incoming.mul_(work.of(1, part).conj()), masked=True)
-        of_spectra *= work.weights()
         weight, bias = given[3:5]
         short = of_weight.view(weight.shape).to(weight.dtype), of_bias.view(bias.shape).to(bias.dtype)
         return of_projected.flatten(0, 1), of_residual, None, *short, of_spectra
@@ -183,6 +182,7 @@ class _Work:
         self.spectra = spectra
         self.mask = None if mask is None else mask.to(self.wide)
         self.points = 2 * (spectra.shape[-1] - 1)
+        self.weights = inverse_weights(spectra, self.points)
         _, sequences, length = self.shape
         values = CHUNK_VALUES.get(projected.device.type, CHUNK_VALUES_ELSEWHERE)
         self.channels = min(self.shape[0], max(1, values // (sequences * length)))
@@ -237,13 +237,22 @@ class _Work:
         signal = torch.fft.irfft(spectrum, self.points)[..., : self.shape[-1]]
         return signal * self.mask if masked and self.mask is not None else signal
 
-    @staticmethod
-    def correlated(signal: Tensor, other: Tensor) -> Tensor:
-        """conj(signal) * other, summed over sequences: 2 x (c, B, F) -> (c, F); the first is used up."""
-        return signal.conj_physical_().mul_(other).sum(1)
+    def correlated(self, signal: Tensor, other: Tensor) -> Tensor:
+        """Gradient of a filter's spectrum from a signal's and that of what comes back, which the first is used up for.
 
-    def weights(self) -> Tensor:
-        """How often each frequency counts in the inverse transform, over n: what the gradient through it carries."""
-        twice = torch.full((self.spectra.shape[-1],), 2.0 / self.points, dtype=self.wide, device=self.spectra.device)
-        twice[0] = twice[-1] = 1.0 / self.points
-        return twice
+        2 x (c, B, F) -> (c, F): conj(signal) * other, summed over sequences.
+        """
+        return scaled(signal.conj_physical_().mul_(other).sum(1), self.weights)
+
+
+def inverse_weights(spectrum: Tensor, points: int) -> Tensor:
+    """How much of each frequency there is in a value of the inverse transform, a signal being real: -> (F,)."""
+    weights = torch.full((spectrum.shape[-1],), 2.0 / points, dtype=spectrum.real.dtype, device=spectrum.device)
+    weights[0] = weights[-1] = 1.0 / points
+    return weights
+
+
+def scaled(spectrum: Tensor, factors: Tensor) -> Tensor:
+    """A spectrum times a real number for each frequency: (..., F) complex, (F,) -> (..., F)."""
+    pairs = torch.view_as_real(spectrum).flatten(-2) * factors.repeat_interleave(2)  # side by side, which is fastest
+    return torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))
