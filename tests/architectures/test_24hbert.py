@@ -188,6 +188,28 @@ def test_the_option_is_the_published_encoder() -> None:
     assert sum(tensor.numel() for tensor in ours.values()) == 335_143_936
 
 
+def test_the_recipe_is_the_published_one() -> None:
+    """The command that the reference's README gives for its best model."""
+    config = compose(["experiment=24hbert_large"])
+    train, optim, arch = config.train, config.train.optim, config.arch
+    assert (arch.name, arch.dropout, arch.attention_dropout, config.budget_s) == ("24hbert", 0.1, 0.1, 24 * 3600)
+    assert (config.data.seq_length, train.batch_size, train.mask_rate, train.clip_norm) == (128, 4096, 0.15, None)
+    assert (optim.kind, optim.lr, optim.betas, optim.eps, optim.weight_decay) == (
+        "adamw",
+        1e-3,
+        [0.9, 0.98],
+        1e-6,
+        0.01,
+    )
+    assert (train.schedule.kind, train.schedule.warmup, train.schedule.end) == ("linear", 0.06, 0.0)
+    assert optim.decay_norms is False
+
+
+def test_a_norm_scheme_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match=r"arch\.norm_scheme=Pre is unknown; did you mean 'pre'"):
+        BertConfig(norm_scheme="Pre")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

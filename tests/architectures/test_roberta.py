@@ -13,6 +13,7 @@ from cramming.architectures.configs.roberta import RobertaConfig
 from cramming.architectures.reference import to_reference
 from cramming.architectures.references import DETECTORS, FAMILIES, WRITERS, with_padding
 from cramming.batch import Batch
+from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.model import Model
 
@@ -174,6 +175,23 @@ def randomized(model: torch.nn.Module) -> Model:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def test_the_recipe_has_the_published_rates() -> None:
+    """https://arxiv.org/abs/1907.11692, appendix A, table 9."""
+    config = compose(["experiment=roberta_base"])
+    train, optim, arch = config.train, config.train.optim, config.arch
+    assert (arch.layers, arch.hidden, arch.heads, arch.dropout, arch.attention_dropout) == (12, 768, 12, 0.1, 0.1)
+    assert (config.data.seq_length, train.batch_size, train.mask_rate, train.clip_norm) == (512, 8192, 0.15, None)
+    assert (optim.kind, optim.lr, optim.betas, optim.eps, optim.weight_decay) == (
+        "adamw",
+        6e-4,
+        [0.9, 0.98],
+        1e-6,
+        0.01,
+    )
+    assert (train.schedule.kind, train.schedule.warmup) == ("linear", 24 / 500)
+    assert (config.data.tokenizer_kind, config.data.normalize) == ("bpe", None)
 
 
 def test_checkpoints_that_do_not_fit_are_refused_by_name() -> None:
