@@ -187,3 +187,11 @@ def test_longer_filters_begin_as_the_formula_and_what_training_changed() -> None
         expected = positional_features(31, 5) + change
         torch.testing.assert_close(block.mixer.filters.features.detach(), expected.expand(2, -1, -1))
         assert torch.equal(block.mixer.filters.weight_3, small.blocks[layer % 3].mixer.filters.weight_3)
+
+
+@pytest.mark.parametrize("said", [{"head.weight": {"lr": 1.0}}, {"weight": {"momentum": 0.5}}])
+def test_options_that_mean_nothing_are_refused(said: dict[str, dict[str, float]]) -> None:
+    model = torch.nn.Linear(2, 2)
+    model.parameter_options = lambda: said  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="there is none, or they are not among"):
+        for_model(AdamW(), model)
