@@ -1,6 +1,6 @@
 """What unpadding saves: sequences as long as GLUE's in rows of 128, against the same model computing padding, in pairs.
 
-    python benchmarks/unpadding.py glue=../shared/data/glue vocabulary=../shared/data/vocab/bert-base-uncased-vocab.txt
+    python benchmarks/unpadding.py glue=GLUE vocabulary=bert-base-uncased-vocab.txt
     python benchmarks/unpadding.py glue=... vocabulary=... tasks=SST-2 layers=12 hidden=768 heads=12 batch_size=16
 
 Both sides have the same weights and batches, and both compute the last layer and the vocabulary at predicted positions
