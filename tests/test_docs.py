@@ -4,16 +4,26 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cramming import cli
+from cramming.architectures import BertConfig
+from cramming.exchange import initializing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
 MAP = (REPOSITORY / "docs" / "architecture.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that begin with the weights of a checkpoint compose as where there is one of that name."""
+    found = SimpleNamespace(arch=BertConfig(), seq_length=512, data=None)
+    monkeypatch.setattr(initializing, "opened", lambda *named: found)
 
 
 def package(requirement: str) -> str:
