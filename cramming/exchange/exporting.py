@@ -22,6 +22,7 @@ from cramming.exchange.importing import Request
 from cramming.exchange.places import OWN
 from cramming.exchange.weights import Weights
 from cramming.exchange.written import reference_config, special_ids, transformers_class
+from cramming.model import Model
 
 
 def export(
@@ -81,7 +82,7 @@ def export(
             write_atomically(temporary / "README.md", card.encode())
             mode = (temporary / OWN).stat().st_mode & 0o777  # the library leaves its file to its owner alone
             (temporary / "model.safetensors").chmod(mode)
-            _check_readable(temporary, weights)
+            _check_readable(temporary, model)
             for file in temporary.iterdir():
                 sync(file, "export")
             _take_place(temporary, to)
@@ -129,10 +130,10 @@ def _about_library() -> dict[str, str]:
     return {"dtype": "float32", "transformers_version": transformers.__version__}
 
 
-def _check_readable(folder: Path, weights: Weights) -> None:
+def _check_readable(folder: Path, model: Model) -> None:
     """What was written gives the weights that went in."""
     read = importing.of_files(folder / "model.safetensors", str(folder), Request())
-    ours, theirs = tensors_of(weights.model()), tensors_of(read.model())
+    ours, theirs = tensors_of(model), tensors_of(read.model())
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), f"{name} differs after export"

@@ -1,7 +1,7 @@
 """A checkpoint by what a person typed, whatever it is: every command that takes one asks here."""
 
 from cramming.exchange import importing, weights
-from cramming.exchange.importing import Request
+from cramming.exchange.importing import FRESH, Request
 from cramming.exchange.places import locate
 from cramming.exchange.weights import Weights
 
@@ -18,7 +18,9 @@ def opened(given: str, base_dir: str, request: Request | None = None) -> Weights
         UserError: there is none, or it cannot be used.
     """
     place = locate(given, base_dir)
+    request = request or Request()
     if place.run is not None:
-        return weights.of_run(place.run)
+        found = weights.of_run(place.run)
+        return weights.without_head(found) if request.head == FRESH else found
     assert place.weights is not None
-    return importing.of_files(place.weights, place.title, request or Request())
+    return importing.of_files(place.weights, place.title, request)

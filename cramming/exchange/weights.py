@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,16 @@ def of_run(found: folder.Found) -> Weights:
         origin=origin,
         data=None if is_imported(found.run_dir) else corpus(config.data),
     )
+
+
+def without_head(weights: Weights) -> Weights:
+    """The same, its head taken for one that begins anew: what is called so, or else what a classifier does without."""
+    head = [name for name in weights.state if name.startswith("head.")]
+    if not head:
+        with torch.device("meta"):
+            classifier = weights.arch.build(weights.vocab_size, weights.seq_length, 2).state_dict()
+        head = [name for name in weights.state if name not in classifier]
+    return replace(weights, fresh=tuple(head))
 
 
 def is_imported(run_dir: Path) -> bool:

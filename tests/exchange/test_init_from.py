@@ -104,6 +104,18 @@ def test_a_fresh_head_is_drawn_from_the_seed(source: Path, letters: Path, tmp_pa
     assert not torch.equal(states[0]["head.dense.weight"], states[1]["head.dense.weight"])
 
 
+@pytest.mark.parametrize("kind", ["crammed", "albert"])
+def test_runs_can_give_up_their_heads_too(kind: str, letters: Path, tmp_path: Path) -> None:
+    given = weights_of(arch_of(kind))
+    write_run(given, "random", str(tmp_path), "it")
+    own = [*words(Path("it"), letters, tmp_path), "train.batch_size=8"]
+    kept, begun_anew = (begun(compose([*own, word])).state_dict() for word in ("init_head=mlm", "init_head=fresh"))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in given.state.items())
+    changed = {name for name, tensor in given.state.items() if not torch.equal(begun_anew[name], tensor)}
+    head = "network.predictions." if kind == "albert" else "head."
+    assert changed == {name for name in given.state if name.startswith(head) and "decoder.weight" not in name}
+
+
 def test_other_options_of_the_architecture_are_said(
     source: Path, letters: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
