@@ -59,8 +59,8 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
-    def fast_paths(self) -> dict[str, str]:
-        """Which implementation was chosen for what, for the run's summary."""
+    def fast_paths(self, length: int | None = None) -> dict[str, str]:
+        """Which implementation was chosen for what, for the run's summary; sequences have ``length`` tokens at most."""
         raise NotImplementedError
 
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:

@@ -259,7 +259,7 @@ class Session:
             "cost_table": run.config.rst.kind,
             "free": list(run.config.free),
             **({"init_from": self.initial} if self.initial else {}),
-            "fast_paths": {**asdict(self.resolved), **run.model.fast_paths()},
+            "fast_paths": {**asdict(self.resolved), **run.model.fast_paths(run.stream.store.seq_length)},
             "git_revision": git_revision(),
             "environment": environment(device),
         }

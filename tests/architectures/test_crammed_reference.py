@@ -1,14 +1,12 @@
 """Parity with Cramming's and No Train No Gain's encoders; their checkpoints that do not fit are refused by name."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -22,6 +20,7 @@ from cramming.method import Method
 from cramming.schedule import Cosine, OneCycle, Triangle
 from rst.clock import Clock
 from rst.costs import StepsCost
+from tests.architectures.golden import Groups, load
 
 CASES = {
     "crammed_bert_mlm": ("cramming", "mlm"),
@@ -32,17 +31,6 @@ CASES = {
     "ntng_c5_selfattn_avg_cls": ("ntng", "regression"),
 }
 LANGUAGE_MODELS = [case for case, (_, head) in CASES.items() if head == "mlm"]
-Groups = dict[str, dict[str, Tensor]]
-
-
-def load(shared: Path, case: str) -> tuple[dict[str, Any], Groups]:
-    """A stored case's description, and its tensors by group (the part of the key before the first dot)."""
-    description = json.loads((shared / "golden" / f"{case}.json").read_text())
-    groups: Groups = {}
-    for key, tensor in load_file(shared / "golden" / f"{case}.safetensors").items():
-        group, _, name = key.partition(".")
-        groups.setdefault(group, {})[name] = tensor
-    return description, groups
 
 
 def imported(description: dict[str, Any], tensors: Groups) -> nn.Module:

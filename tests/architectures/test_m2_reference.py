@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cramming.architectures.reference import to_reference
 from cramming.architectures.references import DETECTORS, FAMILIES, WRITERS, Source, completed
 from cramming.architectures.references.m2_bert import CONFIG, DEFAULTS, REQUIRED
 from cramming.errors import UserError
+from tests.architectures import golden
 
 MLM_CASES = ("mlm_s32", "mlm_s32_ta", "mlm_s128", "mlm_s128_ta", "mlm_short")
 CASES = {**dict.fromkeys(MLM_CASES, "mlm"), "cls": "classification", "cls_poolall": "classification"}
@@ -28,14 +30,10 @@ INTERMEDIATES = {
 LAYER = "bert.encoder.layer.0"
 
 
-def load(shared: Path, case: str) -> tuple[dict, dict[str, dict[str, Tensor]]]:
-    """A stored case's description, and its tensors by group (the part of the key before the first dot)."""
-    description = json.loads((shared / "golden" / f"m2_bert_{case}.json").read_text())
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(shared / "golden" / f"m2_bert_{case}.safetensors").items():
-        group, _, name = key.partition(".")
-        groups.setdefault(group, {})[name] = tensor
-    if case in MLM_CASES:  # labels from 1 on count there
+def load(shared: Path, case: str) -> tuple[dict[str, Any], golden.Groups]:
+    """A stored case, its labels as ours are: there those from 1 on count."""
+    description, groups = golden.load(shared, f"m2_bert_{case}")
+    if case in MLM_CASES:
         labels = groups["input"]["labels"]
         groups["input"]["labels"] = labels.masked_fill(labels <= 0, -100)
     return description, groups

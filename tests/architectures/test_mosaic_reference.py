@@ -1,12 +1,10 @@
 """Parity with MosaicBERT on stored cases; what its checkpoints may have, lack and call things."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cramming.architectures import dense_outputs, from_reference
@@ -15,6 +13,7 @@ from cramming.architectures.layers.unpadding import Queries
 from cramming.architectures.reference import to_reference
 from cramming.architectures.references import DETECTORS, FAMILIES, WRITERS
 from cramming.errors import UserError
+from tests.architectures.golden import Groups, load
 
 CASES = {
     "mosaic_bert_mlm": "mlm",
@@ -23,17 +22,6 @@ CASES = {
     "mosaic_bert_reg": "regression",
 }
 LANGUAGE_MODELS = [case for case, head in CASES.items() if head == "mlm"]
-Groups = dict[str, dict[str, Tensor]]
-
-
-def load(shared: Path, case: str) -> tuple[dict[str, Any], Groups]:
-    """A stored case's description, and its tensors by group (the part of the key before the first dot)."""
-    description = json.loads((shared / "golden" / f"{case}.json").read_text())
-    groups: Groups = {}
-    for key, tensor in load_file(shared / "golden" / f"{case}.safetensors").items():
-        group, _, name = key.partition(".")
-        groups.setdefault(group, {})[name] = tensor
-    return description, groups
 
 
 def imported(description: dict[str, Any], tensors: Groups) -> nn.Module:

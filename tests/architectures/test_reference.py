@@ -1,19 +1,18 @@
 """Parity with the reference system, stored and live; checkpoints that do not fit are refused by name."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cramming.architectures import BertConfig, dense_outputs, from_reference
 from cramming.architectures.references import FAMILIES
 from cramming.batch import Batch
 from cramming.errors import UserError
+from tests.architectures.golden import load
 
 CASES = {"mlm": "mlm", "cls": "classification", "reg": "regression"}
 SIZES = {
@@ -29,16 +28,6 @@ SIZES = {
 }
 
 
-def load(shared: Path, case: str) -> tuple[dict, dict[str, dict[str, Tensor]]]:
-    """A stored case's description, and its tensors by group (the part of the key before the first dot)."""
-    description = json.loads((shared / "golden" / f"hf_bert_{case}.json").read_text())
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(shared / "golden" / f"hf_bert_{case}.safetensors").items():
-        group, _, name = key.partition(".")
-        groups.setdefault(group, {})[name] = tensor
-    return description, groups
-
-
 @pytest.fixture
 def hf_bert() -> Callable[..., transformers.PreTrainedModel]:
     """A function that makes a randomly initialized reference model."""
@@ -52,7 +41,7 @@ def hf_bert() -> Callable[..., transformers.PreTrainedModel]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_stored_outputs_and_gradients(shared: Path, case: str) -> None:
-    description, tensors = load(shared, case)
+    description, tensors = load(shared, f"hf_bert_{case}")
     model = from_reference("hf_bert", description["config"], tensors["state_dict"], CASES[case])
     outputs = dense_outputs(model, **tensors["input"])
     outputs["loss"].backward()
@@ -81,7 +70,7 @@ def test_stored_outputs_and_gradients(shared: Path, case: str) -> None:
 
 
 def test_stored_intermediates(shared: Path) -> None:
-    description, tensors = load(shared, "mlm")
+    description, tensors = load(shared, "hf_bert_mlm")
     model = from_reference("hf_bert", description["config"], tensors["state_dict"], "mlm")
     mask = tensors["input"]["attention_mask"].bool()
     for active, key in (((), "embedding_output"), ((0,), "layer0_output")):
@@ -93,7 +82,7 @@ def test_stored_intermediates(shared: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_stored_loss_in_float64(shared: Path, case: str) -> None:
-    description, tensors = load(shared, case)
+    description, tensors = load(shared, f"hf_bert_{case}")
     model = from_reference("hf_bert", description["config"], tensors["state_dict"], CASES[case]).double()
     loss = dense_outputs(model, **tensors["input"])["loss"].item()
     if case == "reg":  # its targets are float32 in the reference too

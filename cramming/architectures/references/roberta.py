@@ -52,9 +52,7 @@ def _plan(config: Mapping[str, Any], head: str, norm_scheme: str) -> Plan:
     rows, vocab_size = entry(config, "max_position_embeddings"), entry(config, "vocab_size")
     positions = rows - padding_id - 1
     if positions < 1:
-        raise UserError(
-            f"max_position_embeddings={rows} leaves none beyond pad_token_id={padding_id}"
-        )
+        raise UserError(f"max_position_embeddings={rows} leaves none beyond pad_token_id={padding_id}")
     arch = RobertaConfig(**options(config) | {"max_positions": positions}, norm_scheme=norm_scheme)
     return Plan(
         arch=arch,
@@ -110,9 +108,7 @@ def written(arch: BertConfig, vocab_size: int, positions: int) -> tuple[str, dic
         UserError: no norm of the embeddings.
     """
     if not arch.embedding_norm:
-        raise UserError(
-            "transformers' RoBERTa normalizes the embeddings: it has no arch.embedding_norm=false"
-        )
+        raise UserError("transformers' RoBERTa normalizes the embeddings: it has no arch.embedding_norm=false")
     pre = arch.norm_scheme == "pre"
     padding_id = 0  # of the tokenizers trained here
     return PRE.model if pre else POST.model, {
