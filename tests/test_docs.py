@@ -61,7 +61,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/architectures.md"])
 def test_commands_of_a_page_compose(page: str) -> None:
     text = (REPOSITORY / page).read_text().replace("\\\n", "")
     commands = re.findall(r"^python (?:pretrain_bert\.py|-m cramming\.data\.prepare) (.+)$", text, flags=re.MULTILINE)
