@@ -14,6 +14,7 @@ from torch import Tensor
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.m2 import M2Config
 from cramming.architectures.layers.filters import HIDDEN_LAYERS, decay_rates
+from cramming.architectures.references.mosaic_bert import VOCABULARY_MULTIPLE, linear, outside_layers
 from cramming.architectures.references.plan import (
     MLM,
     Plan,
@@ -73,8 +74,6 @@ TRAINING = {
     "hyena_lr_pos_emb": ("position_lr", 1e-5),
     "hyena_wd": ("filter_weight_decay", 0.1),
 }
-VOCABULARY_MULTIPLE = 8  # it fills the vocabulary up to one
-NEVER = -1e4  # the bias of a word that no text has: its probability is 0 in every type of number
 LAYER = "bert.encoder.layer.0"
 
 
@@ -87,13 +86,8 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
         **{ours: entry_or(config, theirs, default) for theirs, (ours, default) in DEFAULTS.items()},
         pad_vocab_to=VOCABULARY_MULTIPLE,
     )
-    spare = VOCABULARY_MULTIPLE - 1
-    sources = {
-        "embeddings.word.weight": Source(("bert.embeddings.word_embeddings.weight",), spare=spare),
-        "embeddings.position.weight": Source(("bert.embeddings.position_embeddings.weight",)),
-        "embeddings.token_type.weight": Source(("bert.embeddings.token_type_embeddings.weight",)),
-        **_linear("embeddings.norm", "bert.embeddings.LayerNorm"),
-    }
+    sources = outside_layers(head)
+    sources["embeddings.position.weight"] = Source(("bert.embeddings.position_embeddings.weight",))
     tied = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"} if head == MLM else {}
     constants = {"bert.embeddings.position_ids": torch.arange(entry(config, "max_position_embeddings"))[None]}
     for i in range(arch.layers):
@@ -102,12 +96,6 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
             original, *copies = _frequencies(arch, filters)
             tied |= dict.fromkeys(copies, original)
             constants |= _constants(arch, filters)
-    if head == MLM:
-        sources |= _linear("head.dense", "cls.predictions.transform.dense")
-        sources |= _linear("head.norm", "cls.predictions.transform.LayerNorm")
-        sources["head.bias"] = Source(("cls.predictions.decoder.bias",), spare=spare, filler=NEVER)
-    else:
-        sources |= _linear("head.pooler", "bert.pooler.dense") | _linear("head.classifier", "classifier")
     return Plan(
         arch=arch,
         vocab_size=entry(config, "vocab_size"),
@@ -120,10 +108,6 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
         ignored=(r".*\.flashfft\..*",),  # tables of a kernel for transforms
         other_heads=(r"bert\.pooler\..*",) if head == MLM else (r"cls\..*",),
     )
-
-
-def _linear(ours: str, theirs: str) -> dict[str, Source]:
-    return {f"{ours}.{part}": Source((f"{theirs}.{part}",)) for part in ("weight", "bias")}
 
 
 def _filters(arch: M2Config, layer: str) -> list[str]:
@@ -159,11 +143,11 @@ def _layer(arch: M2Config, ours: str, theirs: str) -> dict[str, Source]:
         f"{generated}.skip": Source(tuple(f"{name}.bias" for name in filters)),
         f"{ours}.mixer.short_weight": Source((f"{theirs}.attention.short_filter.weight",)),
         f"{ours}.mixer.short_bias": Source((f"{theirs}.attention.short_filter.bias",)),
-        **_linear(f"{ours}.mixer.input", f"{theirs}.attention.in_linear"),
-        **_linear(f"{ours}.mixer.output", f"{theirs}.attention.out_linear"),
+        **linear(f"{ours}.mixer.input", f"{theirs}.attention.in_linear"),
+        **linear(f"{ours}.mixer.output", f"{theirs}.attention.out_linear"),
         f"{ours}.feedforward.expand.weight": Source((f"{theirs}.mlp.gated_layers.weight",)),
-        **_linear(f"{ours}.feedforward.contract", f"{theirs}.mlp.wo"),
-        **_linear(f"{ours}.feedforward_norm", f"{theirs}.mlp.layernorm"),
+        **linear(f"{ours}.feedforward.contract", f"{theirs}.mlp.wo"),
+        **linear(f"{ours}.feedforward_norm", f"{theirs}.mlp.layernorm"),
     }
     for place in range(HIDDEN_LAYERS + 1):
         weights = tuple(f"{name}.{2 * place}.weight" for name in networks)
@@ -171,7 +155,7 @@ def _layer(arch: M2Config, ours: str, theirs: str) -> dict[str, Source]:
         if place < HIDDEN_LAYERS:
             sources[f"{generated}.bias_{place}"] = Source(tuple(f"{name}.{2 * place}.bias" for name in networks))
     if arch.training_additions:
-        sources |= _linear(f"{ours}.mixer.norm", f"{theirs}.attention.layernorm")
+        sources |= linear(f"{ours}.mixer.norm", f"{theirs}.attention.layernorm")
     return sources
 
 

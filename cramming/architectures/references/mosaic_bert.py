@@ -43,8 +43,24 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 UNUSED = {"max_position_embeddings": 512, "alibi_starting_size": 512}
 
 
-def _linear(ours: str, theirs: str) -> dict[str, Source]:
+def linear(ours: str, theirs: str) -> dict[str, Source]:
+    """Weight and bias of a layer, or of a norm."""
     return {f"{ours}.{part}": Source((f"{theirs}.{part}",)) for part in ("weight", "bias")}
+
+
+def outside_layers(head: str) -> dict[str, Source]:
+    """Embeddings and head, of this code and of those that descend from it."""
+    spare = VOCABULARY_MULTIPLE - 1
+    sources = {
+        "embeddings.word.weight": Source(("bert.embeddings.word_embeddings.weight",), spare=spare),
+        "embeddings.token_type.weight": Source(("bert.embeddings.token_type_embeddings.weight",)),
+        **linear("embeddings.norm", "bert.embeddings.LayerNorm"),
+    }
+    if head == MLM:
+        sources |= linear("head.dense", "cls.predictions.transform.dense")
+        sources |= linear("head.norm", "cls.predictions.transform.LayerNorm")
+        return sources | {"head.bias": Source(("cls.predictions.decoder.bias",), spare=spare, filler=NEVER)}
+    return sources | linear("head.pooler", "bert.pooler.dense") | linear("head.classifier", "classifier")
 
 
 @family("mosaic_bert")
@@ -56,20 +72,9 @@ def plan(config: Mapping[str, Any], head: str) -> Plan:
         classifier_dropout=entry_or(config, "classifier_dropout", None),
         pad_vocab_to=VOCABULARY_MULTIPLE,
     )
-    spare = VOCABULARY_MULTIPLE - 1
-    sources = {
-        "embeddings.word.weight": Source(("bert.embeddings.word_embeddings.weight",), spare=spare),
-        "embeddings.token_type.weight": Source(("bert.embeddings.token_type_embeddings.weight",)),
-        **_linear("embeddings.norm", "bert.embeddings.LayerNorm"),
-    }
+    sources = outside_layers(head)
     for i in range(arch.layers):
         sources |= _layer(i, arch.intermediate)
-    if head == MLM:
-        sources |= _linear("head.dense", "cls.predictions.transform.dense")
-        sources |= _linear("head.norm", "cls.predictions.transform.LayerNorm")
-        sources["head.bias"] = Source(("cls.predictions.decoder.bias",), spare=spare, filler=NEVER)
-    else:
-        sources |= _linear("head.pooler", "bert.pooler.dense") | _linear("head.classifier", "classifier")
     return Plan(
         arch=arch,
         vocab_size=entry(config, "vocab_size"),
@@ -88,12 +93,12 @@ def _layer(i: int, intermediate: int) -> dict[str, Source]:
     ours, theirs = f"blocks.{i}", f"bert.encoder.layer.{i}"
     gates_first = cat((arange(intermediate, 2 * intermediate), arange(intermediate)))  # ours are values first
     return {
-        **_linear(f"{ours}.attention.qkv", f"{theirs}.attention.self.Wqkv"),
-        **_linear(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
-        **_linear(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
+        **linear(f"{ours}.attention.qkv", f"{theirs}.attention.self.Wqkv"),
+        **linear(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
+        **linear(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
         f"{ours}.feedforward.expand.weight": Source((f"{theirs}.mlp.gated_layers.weight",), gates_first),
-        **_linear(f"{ours}.feedforward.contract", f"{theirs}.mlp.wo"),
-        **_linear(f"{ours}.feedforward_norm", f"{theirs}.mlp.layernorm"),
+        **linear(f"{ours}.feedforward.contract", f"{theirs}.mlp.wo"),
+        **linear(f"{ours}.feedforward_norm", f"{theirs}.mlp.layernorm"),
     }
 
 
