@@ -217,12 +217,14 @@ def _own(place: Path, config: Mapping[str, Any]) -> _Own | None:
         schema = OmegaConf.structured(registry.lookup("arch", node["kind"]))
         arch = OmegaConf.to_object(OmegaConf.merge(schema, node))
         data = said.get("data")
+        assert isinstance(arch, ArchConfig)
+        family, written = reference_config(arch, *sizes)
+    except UserError:  # options that need what is not on this machine, such as a folder: config.json says enough
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
         raise UserError(
             f"{file} is damaged ({' '.join(str(error).split())[:160]}): delete it, the rest is enough"
         ) from error
-    assert isinstance(arch, ArchConfig)
-    family, written = reference_config(arch, *sizes)
     unchanged = all(config.get(name) == value for name, value in json.loads(json.dumps(written)).items())
     return _Own(family, arch, data if isinstance(data, dict) else None) if unchanged else None
 

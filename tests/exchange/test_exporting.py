@@ -124,3 +124,14 @@ def test_onnx_graphs_compute_the_same_at_any_length(kind: str, tmp_path: Path) -
     with pytest.raises(UserError, match="is off by"):
         onnx_graph._compare(graph, tmp_path / "encoder.onnx", kind, [7])
     assert not (tmp_path / "encoder.onnx").exists()
+
+
+def test_a_folder_that_is_only_on_another_machine_is_not_needed(tmp_path: Path) -> None:
+    from cramming.exchange.opening import opened
+
+    write(tmp_path / "it", "hf")
+    file = tmp_path / "it" / "training.json"
+    said = json.loads(file.read_text())
+    said["arch"] |= {"model": str(tmp_path / "elsewhere"), "config": None}
+    file.write_text(json.dumps(said))
+    assert opened(str(tmp_path / "it"), "").arch.kind == "bert"  # a BERT by its config
