@@ -66,23 +66,23 @@ class Dialect:
             "embeddings.token_type.weight": Source((f"{inputs}.token_type_embeddings.weight",)),
         }
         if arch.embedding_norm:
-            sources |= _linear("embeddings.norm", f"{inputs}.LayerNorm")
+            sources |= linear("embeddings.norm", f"{inputs}.LayerNorm")
         for i in range(arch.layers):
             ours, theirs = f"blocks.{i}", f"{self.model}.encoder.layer.{i}"
             attended = (f"{theirs}.attention.self.{part}" for part in ("query", "key", "value"))
-            sources |= _linear(f"{ours}.attention.qkv", *attended)
-            sources |= _linear(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
-            sources |= _linear(f"{ours}.attention_norm", f"{theirs}.{self.attention_norm}")
-            sources |= _linear(f"{ours}.feedforward.expand", f"{theirs}.{self.expand}")
-            sources |= _linear(f"{ours}.feedforward.contract", f"{theirs}.output.dense")
-            sources |= _linear(f"{ours}.feedforward_norm", f"{theirs}.{self.feedforward_norm}")
+            sources |= linear(f"{ours}.attention.qkv", *attended)
+            sources |= linear(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
+            sources |= linear(f"{ours}.attention_norm", f"{theirs}.{self.attention_norm}")
+            sources |= linear(f"{ours}.feedforward.expand", f"{theirs}.{self.expand}")
+            sources |= linear(f"{ours}.feedforward.contract", f"{theirs}.output.dense")
+            sources |= linear(f"{ours}.feedforward_norm", f"{theirs}.{self.feedforward_norm}")
         if arch.norm_scheme == "pre":
-            sources |= _linear("final_norm", f"{self.model}.{self.final_norm}")
+            sources |= linear("final_norm", f"{self.model}.{self.final_norm}")
         if head != MLM:
             dense, classifier = self.classifier
-            return sources | _linear("head.pooler", dense) | _linear("head.classifier", classifier)
+            return sources | linear("head.pooler", dense) | linear("head.classifier", classifier)
         dense, norm, bias = self.head
-        sources |= _linear("head.dense", dense) | _linear("head.norm", norm)
+        sources |= linear("head.dense", dense) | linear("head.norm", norm)
         if arch.decoder_bias:
             sources["head.bias"] = Source((bias,))
         return sources
@@ -121,5 +121,6 @@ def config_of(arch: BertConfig, vocab_size: int, positions: int) -> dict[str, An
     }
 
 
-def _linear(ours: str, *theirs: str) -> dict[str, Source]:
+def linear(ours: str, *theirs: str) -> dict[str, Source]:
+    """Weight and bias of a layer or a norm of ours, each of theirs joined."""
     return {f"{ours}.{part}": Source(tuple(f"{name}.{part}" for name in theirs)) for part in ("weight", "bias")}

@@ -14,7 +14,8 @@ from torch import Tensor
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.m2 import M2Config
 from cramming.architectures.layers.filters import HIDDEN_LAYERS, decay_rates
-from cramming.architectures.references.mosaic_bert import VOCABULARY_MULTIPLE, linear, outside_layers
+from cramming.architectures.references.bert_names import linear
+from cramming.architectures.references.mosaic_bert import VOCABULARY_MULTIPLE, outside_layers
 from cramming.architectures.references.plan import (
     MLM,
     Plan,

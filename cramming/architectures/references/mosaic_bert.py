@@ -7,6 +7,7 @@ from torch import arange, cat
 
 from cramming.architectures.configs.base import ArchConfig
 from cramming.architectures.configs.mosaic import ANY_LENGTH, MosaicConfig
+from cramming.architectures.references.bert_names import linear
 from cramming.architectures.references.plan import (
     MLM,
     Plan,
@@ -41,11 +42,6 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 # Written because the reference reads them: neither bounds the length of a sequence there.
 UNUSED = {"max_position_embeddings": 512, "alibi_starting_size": 512}
-
-
-def linear(ours: str, theirs: str) -> dict[str, Source]:
-    """Weight and bias of a layer, or of a norm."""
-    return {f"{ours}.{part}": Source((f"{theirs}.{part}",)) for part in ("weight", "bias")}
 
 
 def outside_layers(head: str) -> dict[str, Source]:
