@@ -28,7 +28,7 @@ from cramming.exchange import initializing
 from cramming.hashing import key
 from cramming.method import Chain, Method
 from cramming.model import Model
-from cramming.optim import for_model
+from cramming.optim import OptimConfig, for_model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.schedule import Ramp
@@ -174,7 +174,7 @@ def build_run(
     resolve.compute_exactly(where)
     parts = Parts(config, store.tokenizer.vocab_size, where)
     torch.set_num_threads(resolved.threads)
-    method = build_method(config.method, config.train.optim.needs_method)
+    method = build_method(config.method, config.train.optim)
     if resolved.microbatch_size is None:
         resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, method.sequences_per_draw))
     assert resolved.microbatch_size is not None
@@ -200,7 +200,7 @@ def build_run(
         calibrate_command=calibrate_command(parts),
     )
     torch.set_num_threads(resolved.threads)
-    clock = Clock(costs, config.budget_s, config.stop_at_s, config.free)
+    clock = Clock(costs, config.budget_s, config.stop_at_s, {*config.free, *method.free})
     engine = parts.engine(model, clock, resolved)
     train = config.train
     mask_rate = Ramp(train.mask_rate_initial or train.mask_rate, train.mask_rate, train.mask_rate_ramp)
@@ -210,19 +210,19 @@ def build_run(
     return run, resolved
 
 
-def build_method(methods: Mapping[str, Method], needed: str | None = None) -> Method:
+def build_method(methods: Mapping[str, Method], optim: OptimConfig | None = None) -> Method:
     """The baseline, the one method, or a chain of several.
 
     Args:
         methods: as configured, by name.
-        needed: a method the optimizer cannot do without; appended with its defaults unless it is configured.
+        optim: may need a method; it is appended with the options the optimizer gives it, unless it is configured.
 
     Raises:
         UserError: two that exclude each other.
     """
     chosen = dict(methods)
-    if needed is not None and needed not in chosen:
-        chosen[needed] = registry.lookup("method", needed)()
+    if optim is not None and optim.needs_method is not None and optim.needs_method not in chosen:
+        chosen[optim.needs_method] = registry.lookup("method", optim.needs_method)(**optim.method_options())
     return Chain(chosen) if len(chosen) > 1 else next(iter(chosen.values()), Method())
 
 
@@ -232,7 +232,7 @@ def check_accounts(free: list[str], method: Method) -> None:
     Raises:
         UserError: another name in ``free``.
     """
-    known = {"selection", "hessian", "irreducible", *method.accounts}
+    known = {"selection", "hessian", *method.accounts}
     for account in free:
         if account not in known:
             raise UserError(f"free=[{account}]: no such account; there are: {', '.join(sorted(known))}")

@@ -1,7 +1,7 @@
 """The command line: Hydra for training commands, one small ``key=value`` parser for the rest.
 
 Whatever is wrong with what a person typed ends with one line on stderr and exit code 2. Torch is not imported here, so
-that ``--help`` and mistakes are answered at once.
+that ``--help`` is answered at once.
 """
 
 import logging

@@ -3,7 +3,7 @@
 ``train`` holds what may change the result, ``impl`` what may change only the speed (up to rounding). Options whose
 fields depend on a choice (``arch``, ``data``, ``train.optim``, ``train.schedule``, ``rst``, each ``method.<name>``) are
 dataclasses of their own, found by their ``kind`` in ``cramming.registry``; YAML only overrides their defaults.
-Nothing here imports torch.
+Nothing here imports torch unless a method is asked for.
 """
 
 import math
@@ -117,8 +117,20 @@ class PretrainConfig:
 
     @property
     def lengths(self) -> Lengths:
-        """Sequence length by progress."""
+        """Sequence length by progress: of the method that decides it, or as ``train.lengths`` says.
+
+        Raises:
+            UserError: lengths and shares that make no curriculum, or two that say how long sequences are.
+        """
         train, full = self.train, int(self.data.seq_length)
+        decided: dict[str, Lengths] = {
+            name: own for name, method in self.method.items() if (own := method.lengths(full)) is not None
+        }
+        if len(decided) + bool(train.lengths) > 1:
+            others = f"method={','.join(decided)}" + (" and train.lengths" if train.lengths else "")
+            raise UserError(f"{others}: each of these says how long sequences are; keep one of them")
+        for own in decided.values():
+            return own
         return Lengths(full, tuple(train.lengths), tuple(train.lengths_until), train.lengths_mode == "unfold")
 
     @property
@@ -257,11 +269,10 @@ def check(config: PretrainConfig) -> None:
         check_microbatch(train.batch_size, _whole("impl.microbatch_size", impl.microbatch_size))
     config.data.check()
     _check_lengths(config)
-    selectors = [kind for kind in config.method if getattr(registry.lookup("method", kind), "selects", False)]
-    if len(selectors) > 1:
-        raise UserError(
-            f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one of them"
-        )
+    if config.method:
+        from cramming.method import refuse_pairs  # needs torch, which a baseline's command line does without
+
+        refuse_pairs(config.method)
 
 
 def _check_init(config: PretrainConfig) -> None:

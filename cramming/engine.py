@@ -7,7 +7,8 @@ the float32 ones after every microbatch (Micikevicius et al., "Mixed Precision T
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class Engine:
         self._compute = model if precision == "float32" else copy.deepcopy(model).to(DTYPES[precision])
         self._pairs = list(zip(model.parameters(), self._compute.parameters(), strict=True))
         self._versions: list[int] = []
+        self._others: dict[str, Model] = {}
         if compile:
             # Shapes that change (lengths, sizes of a growing batch) double the variants of a block that there are for
             # its place and for gradients. Past the limit blocks would run uncompiled, and which, would depend on when.
@@ -108,26 +110,54 @@ class Engine:
 
     @torch.no_grad()
     def losses(self, batch: Batch, account: str) -> Tensor:
-        """Mean loss over each sequence's predicted tokens, (B,) float32, without gradients; charged as forward."""
+        """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged as forward."""
         forward = self._forward(account, "forward")
-        parts = [(forward(part) * part.weights).sum(1) for part in batch.split(self.microbatch_size)]
+        with self._without_dropout():
+            parts = [(forward(part) * part.weights).sum(1) for part in batch.split(self.microbatch_size)]
         return torch.cat(parts) / batch.weights.sum(1).clamp(min=1)
 
     @torch.no_grad()
-    def logits(self, batch: Batch, account: str) -> Tensor:
-        """Logits at the predicted positions, (B, P, V), without gradients; charged as forward."""
-        forward = self._forward(account, "forward")
-        return torch.cat([forward(part, logits=True) for part in batch.split(self.microbatch_size)])
+    def logits(self, batch: Batch, account: str, of: str = "main") -> Tensor:
+        """Logits at the predicted positions, (B, P, V), no gradients, no dropout; charged as forward.
+
+        Args:
+            batch: what to predict.
+            account: what pays.
+            of: the model asked: the one that is trained, or one that ``add_model`` added.
+        """
+        with self._without_dropout():
+            forward = self._forward(account, "forward", of)
+            return torch.cat([forward(part, logits=True) for part in batch.split(self.microbatch_size)])
 
     @torch.no_grad()
     def uncharged_logits(self, batch: Batch) -> Tensor:
         """Logits at the predicted positions, (B, P, V), for validation, which is never charged."""
-        self._refresh()
-        training = self._compute.training
-        self._compute.eval()
-        logits: Tensor = self._compute(batch, logits=True)
-        self._compute.train(training)
-        return logits
+        with self._without_dropout():
+            return self._call(batch, True)
+
+    def add_model(self, name: str, model: Model) -> None:
+        """Another model to ask, such as a teacher: as it is for good, in the engine's precision.
+
+        The clock must have a cost model of that name. It is no part of the engine's state.
+        """
+        assert name in self.clock.costs, f"nothing prices model {name!r}"
+        self._others[name] = model.to(self.device, DTYPES[self.precision]).eval().requires_grad_(False)
+
+    def spend_gradients(self, use: Callable[[], None]) -> bool:
+        """Hand the gradients gathered so far to ``use`` instead of a step, unscaled and clipped, and drop them.
+
+        For estimates between steps, such as of curvature: nothing is charged but the passes, no weight moves.
+
+        Returns:
+            Whether they were finite; ``use`` is not called with others.
+        """
+        parameters, norm = self._unscaled()
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._clip(parameters, norm)
+            use()
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite
 
     def step(self, factor: float) -> int:
         """Clip, set the learning rates to ``base_lr x factor``, take the optimizer's step, drop the gradients.
@@ -140,17 +170,12 @@ class Engine:
         Raises:
             UserError: more steps in a row were skipped than allowed.
         """
-        parameters = [p for p, _ in self._pairs if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self._scale != 1.0:
-            torch._foreach_mul_(gradients, 1 / self._scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        parameters, norm = self._unscaled()
         self.grad_norm, self.loss = float(norm), float(self._loss)
         self._loss.zero_()
         finite = self.grad_norm < float("inf") and self.loss == self.loss and abs(self.loss) < float("inf")
         if finite:
-            if self.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            self._clip(parameters, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             self.optimizer.step()
@@ -223,14 +248,37 @@ class Engine:
             self._pairs[index][0].grad = gradient.to(self.device)
         self._loss = state["pending_loss"].to(self.device)
 
-    def _forward(self, account: str, kind: Kind) -> Forward:
+    def _forward(self, account: str, kind: Kind, of: str = "main") -> Forward:
+        model = self._others.get(of, self.model)
+
         def forward(batch: Batch, logits: bool = False) -> Tensor:
-            output = self._call(batch, logits)
-            layers = len(self.model.active_layers)
-            self.clock.charge(Work(kind, len(batch), batch.length, layers), account)
+            output: Tensor = self._call(batch, logits) if model is self.model else model(batch, logits=logits)
+            layers = len(model.active_layers)
+            self.clock.charge(Work(kind, len(batch), batch.length, layers, of), account)
             return output
 
         return forward
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        training = self._compute.training
+        self._compute.eval()
+        try:
+            yield
+        finally:
+            self._compute.train(training)
+
+    def _unscaled(self) -> tuple[list[Tensor], Tensor]:
+        """Parameters that have a gradient, now without the loss scale, and the gradients' L2 norm, ()."""
+        parameters: list[Tensor] = [p for p, _ in self._pairs if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self._scale != 1.0:
+            torch._foreach_mul_(gradients, 1 / self._scale)
+        return parameters, torch.nn.utils.get_total_norm(gradients)
+
+    def _clip(self, parameters: list[Tensor], norm: Tensor) -> None:
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
 
     def _call(self, batch: Batch, logits: bool) -> Tensor:
         self._refresh()

@@ -7,7 +7,7 @@ between calls lives on ``self`` and in ``state_dict``, and every random draw com
 charges the clock for every pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cramming.batch import Batch
 from cramming.errors import UserError
+from cramming.lengths import Lengths
 
 if TYPE_CHECKING:
     from cramming.train import Run
@@ -34,11 +35,20 @@ class Method:
     """The hooks, in the order of the loop (``cramming/train.py``). Every default is the baseline."""
 
     selects: ClassVar[bool] = False  # throws sequences away; two such methods exclude each other
+    excludes: ClassVar[Mapping[str, str]] = {}  # other methods it cannot be combined with -> why
     accounts: ClassVar[tuple[str, ...]] = ()  # accounts of the clock it charges besides ``train``
+    free: tuple[str, ...] = ()  # of them, those that are written down but not paid unless an option says so
     sequences_per_draw: int | None = None  # sequences that share one random draw; None: the whole batch
 
+    def lengths(self, full: int) -> Lengths | None:
+        """How long sequences are by progress, if the method decides it; ``full`` is the length of the store's rows."""
+        return None
+
     def setup(self, run: "Run") -> None:
-        """Called once, when the run is built and before any state is loaded."""
+        """Called once, when the run is built to be trained and before any state is loaded.
+
+        Whatever of the run's data or model it cannot work with is refused here, before any work (``UserError``).
+        """
 
     def next_batch(self, run: "Run", draw: Draw, n: int) -> Batch | None:
         """The next ``n`` sequences, from ``draw(n)``: the stream, or the method before this one in the list.
@@ -75,7 +85,10 @@ class Method:
         """After the optimizer's step, for instance to estimate curvature."""
 
     def evaluating(self, run: "Run") -> AbstractContextManager[None]:
-        """Around validation, for instance with averaged weights lent to the model."""
+        """Around validation, for instance with averaged weights lent to the model.
+
+        It needs ``state_dict`` only: of a run that is merely looked at, ``setup`` is not called.
+        """
         return nullcontext()
 
     def columns(self) -> dict[str, float]:
@@ -103,9 +116,7 @@ class Chain(Method):
 
     def __init__(self, methods: dict[str, Method]) -> None:
         self.methods = methods
-        selectors = [name for name, method in methods.items() if method.selects]
-        if len(selectors) > 1:
-            raise UserError(f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one")
+        refuse_pairs(methods)
         own = [name for name, method in methods.items() if type(method).objective is not Method.objective]
         if len(own) > 1:
             raise UserError(f"method={','.join(own)}: each of these defines the loss; keep one of them")
@@ -118,6 +129,7 @@ class Chain(Method):
         self.accounts = tuple(  # type: ignore[misc]
             dict.fromkeys(account for method in methods.values() for account in method.accounts)
         )
+        self.free = tuple(dict.fromkeys(account for method in methods.values() for account in method.free))
 
     def setup(self, run: "Run") -> None:
         for method in self.methods.values():
@@ -164,6 +176,23 @@ class Chain(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, method in self.methods.items():
             method.load_state_dict(state[name])
+
+
+def refuse_pairs(methods: Mapping[str, Method]) -> None:
+    """Refuse methods that exclude each other.
+
+    Raises:
+        UserError: two that choose sequences, or a pair that one of them names as impossible; with the reason.
+    """
+    selectors = [name for name, method in methods.items() if method.selects]
+    if len(selectors) > 1:
+        raise UserError(
+            f"method={','.join(selectors)}: each of these chooses the sequences to train on; keep one of them"
+        )
+    for name, method in methods.items():
+        for other, reason in method.excludes.items():
+            if other in methods:
+                raise UserError(f"method=[{name},{other}] is impossible: {reason}; keep one of them")
 
 
 def _source(method: Method, run: "Run", draw: Draw) -> Draw:

@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig) -> None:
     run_dir = Path(config.base_dir) / config.name
     resolved = resolve.resolve(config.impl, None)  # refuse an impossible precision before any work
     torch.set_num_threads(resolved.threads)
-    check_accounts(config.free, build_method(config.method, config.train.optim.needs_method))
+    check_accounts(config.free, build_method(config.method, config.train.optim))
     refuse_imported(run_dir)
     if config.resume:
         folder.check_same(config, run_dir)  # refuse another configuration before any work

@@ -80,13 +80,23 @@ class Clock:
         seconds = self.costs[work.model].seconds(work)
         if not 0 <= seconds < math.inf:
             raise ValueError(f"{work} priced at {seconds} s: a price must be finite and not negative")
-        self.ledger[account] = self.ledger.get(account, 0.0) + seconds
+        self.pay(seconds, account)
         count = self.counts.setdefault(account, {}).setdefault(work.kind, Count(passes=0, sequences=0))
         count["passes"] += 1
         count["sequences"] += work.sequences
+        return seconds
+
+    def pay(self, seconds: float, account: str) -> None:
+        """Write down a price that is known already, such as that of a model trained before; paid as ``charge`` pays.
+
+        Raises:
+            ValueError: a price that is not a finite number >= 0.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"{seconds} s for {account}: a price must be finite and not negative")
+        self.ledger[account] = self.ledger.get(account, 0.0) + seconds
         if account not in self.free:
             self.spent_s += seconds
-        return seconds
 
     def restart(self) -> None:
         """Forget real time that nobody pays for, such as validation; it matters to wall-clock prices only."""

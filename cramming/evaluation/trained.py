@@ -90,7 +90,6 @@ def load_run(found: folder.Found) -> Run:
     store = prepare(initializing.data_of(config, found.run_dir), Path(config.data_dir), progress=progress_for())
     run = _run(config, Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device)), store, resolved)
     check_fits(found.checkpoint, about(run))
-    run.method.setup(run)
     run.load_state_dict(found.checkpoint.read())
     return run
 
@@ -134,7 +133,6 @@ def with_data(weights: Weights, found: folder.Found | None, words: Sequence[str]
     run = _run(config, parts, store, resolved, model)
     if config.method:
         assert found is not None
-        run.method.setup(run)
         run.method.load_state_dict(found.checkpoint.read()["method"])
     return run
 
@@ -145,6 +143,6 @@ def _run(
     """A run that nobody trains: its engine pays nothing."""
     engine = parts.spare_engine(resolved, model)
     stream = parts.stream(store, lambda: config.train.mask_rate)
-    method = build_method(config.method, config.train.optim.needs_method)
+    method = build_method(config.method, config.train.optim)
     clock = Clock({"main": StepsCost()}, config.budget_s)
     return Run(config, engine.model, engine, stream, clock, method, lambda _: 0.0, lambda _: config.train.batch_size)

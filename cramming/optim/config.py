@@ -1,6 +1,6 @@
 """The optimizers that torch and lion-pytorch ship, as options: ``train/optim=<kind>``.
 
-Each class is schema, defaults and, through ``build``, the optimizer. Torch is imported only there.
+Each class is schema, defaults and, through ``build``, the optimizer.
 """
 
 import math
@@ -25,7 +25,8 @@ class OptimConfig:
         weight_decay: strength of the decay; see each optimizer for what it multiplies.
         decay_norms: decay the weights of normalization layers too, as the earlier study did by accident.
         decay_biases: decay biases too, as systems do that give every parameter to one optimizer group.
-        needs_method: a method this optimizer cannot do without (a curvature estimate, say), appended to the run's.
+        needs_method: a method this optimizer cannot do without (a curvature estimate, say), appended to the run's
+            with ``method_options()`` unless the run has it with options of its own.
 
     Raises:
         UserError: a value outside its range, named.
@@ -42,6 +43,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
             self._require(name, 0.0, math.inf, "a finite number from 0")
+
+    def method_options(self) -> dict[str, Any]:
+        """Options of the method the optimizer needs, as this optimizer's options say."""
+        return {}
 
     def build(self, groups: "list[dict[str, Any]]") -> "torch.optim.Optimizer":
         """The optimizer over parameter groups in torch's form; ``cramming.optim.build`` adds ``base_lr``."""

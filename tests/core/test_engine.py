@@ -136,13 +136,47 @@ def test_an_objective_that_runs_the_model_twice_pays_twice() -> None:
     assert engine.clock.counts["train"]["forward_backward"] == {"passes": 2, "sequences": 8}
 
 
-def test_passes_for_validation_are_not_charged_and_run_without_dropout() -> None:
+def test_passes_without_a_gradient_run_without_dropout_and_those_for_validation_are_not_charged() -> None:
     engine, batch = engine_of(small_model(dropout=0.5)), batch_of(4)
     first, second = engine.uncharged_logits(batch), engine.uncharged_logits(batch)
     assert first.shape == (*batch.labels.shape, VOCABULARY)
     assert torch.equal(first, second)
-    assert not torch.equal(engine.logits(batch, "selection"), engine.logits(batch, "selection")), "dropout is back"
+    assert engine.clock.ledger == {}
+    assert torch.equal(engine.logits(batch, "selection"), first)
+    assert torch.equal(engine.losses(batch, "selection"), engine.losses(batch, "selection"))
     assert list(engine.clock.ledger) == ["selection"]
+    assert engine.backward(batch, objective) != engine.backward(batch, objective), "dropout is back"
+
+
+def test_another_model_is_asked_and_charged_by_its_name() -> None:
+    engine, teacher, batch = engine_of(), small_model(seed=7), batch_of(4)
+    engine.clock.costs["teacher"] = PassCost()
+    teacher.active_layers = (0,)  # type: ignore[assignment]
+    expected = teacher(batch, logits=True).detach()
+    engine.add_model("teacher", teacher)
+    assert torch.equal(engine.logits(batch, "teacher", of="teacher"), expected)
+    assert engine.clock.counts["teacher"]["forward"]["sequences"] == 4
+    assert engine.clock.ledger == {"teacher": 4 * 2}, "one layer and the rest"
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_gradients_that_are_spent_move_nothing_and_are_gone() -> None:
+    engine, batch = engine_of(clip_norm=0.01), batch_of(4)
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    engine.backward(batch, objective, "hessian")
+    norms: list[float] = []
+
+    def use() -> None:
+        gradients = [p.grad for p in engine.model.parameters() if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    assert engine.spend_gradients(use)
+    assert norms == [pytest.approx(0.01, rel=1e-4)], "clipped"
+    assert all(torch.equal(p, old) for p, old in zip(engine.model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in engine.model.parameters())
+    next(engine.model.parameters()).grad = torch.full_like(before[0], float("nan"))
+    assert not engine.spend_gradients(use)
+    assert len(norms) == 1
 
 
 def test_losses_are_means_over_each_sequence() -> None:
