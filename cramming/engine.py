@@ -110,7 +110,7 @@ class Engine:
 
     @torch.no_grad()
     def losses(self, batch: Batch, account: str) -> Tensor:
-        """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged as forward."""
+        """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged."""
         forward = self._forward(account, "forward")
         with self._without_dropout():
             parts = [(forward(part) * part.weights).sum(1) for part in batch.split(self.microbatch_size)]
