@@ -1,0 +1,11 @@
+"""Every method at two settings: one that acts within a few steps, one that must be the baseline bit for bit.
+
+A run in memory (``memory.run_of``) has batches of 8 sequences and two layers. Each method adds itself to both tables.
+"""
+
+from collections.abc import Callable
+
+from cramming.method import Method
+
+ACTIVE: dict[str, Callable[[], Method]] = {}
+NEUTRAL: dict[str, Callable[[], Method]] = {}
