@@ -77,6 +77,7 @@ class ImplConfig:
     threads: Any = "auto"
     log_every_steps: int = 10
     validate_every_h: float | None = None  # hours of budget; at the end in any case
+    validate_sequences: int = 10_000  # at most so many held-out sequences, the first ones
     save_every_steps: int | None = None
     save_every_h: float | None = 0.25  # hours of budget; at the end in any case
     keep_checkpoints: int = 2
@@ -258,7 +259,7 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"impl.precision={impl.precision} is unknown; there are: {', '.join(PRECISIONS)}")
     if impl.compile not in ("auto", True, False):
         raise UserError(f"impl.compile={impl.compile} must be auto, true or false")
-    for key in ("log_every_steps", "keep_checkpoints"):
+    for key in ("log_every_steps", "keep_checkpoints", "validate_sequences"):
         _positive(f"impl.{key}", getattr(impl, key))
     for key in ("save_every_steps", "save_every_h", "validate_every_h"):
         if getattr(impl, key) is not None:

@@ -310,7 +310,7 @@ class Session:
 
     def _validated(self) -> dict[str, Any]:
         with self._pace.paused():
-            result = validate(self.run)
+            result = validate(self.run, limit=self.impl.validate_sequences)
         self.run.notes["validations"] = {str(self.run.step): None if result is None else asdict(result)}
         if result is None:
             return {}
