@@ -6,6 +6,11 @@ A run in memory (``memory.run_of``) has batches of 8 sequences and two layers. E
 from collections.abc import Callable
 
 from cramming.method import Method
+from efficient_training.selective_backprop import SelectiveBackprop
 
-ACTIVE: dict[str, Callable[[], Method]] = {}
-NEUTRAL: dict[str, Callable[[], Method]] = {}
+ACTIVE: dict[str, Callable[[], Method]] = {
+    "selective_backprop": lambda: SelectiveBackprop(candidates_per_pass=6),
+}
+NEUTRAL: dict[str, Callable[[], Method]] = {
+    "selective_backprop": lambda: SelectiveBackprop(beta=0.0, candidates_per_pass=6),
+}
