@@ -18,7 +18,7 @@ from cramming.calibration import Target
 from cramming.checkpoint import checkpoints
 from cramming.config import ImplConfig, PretrainConfig, TrainConfig
 from cramming.costs import build_costs
-from cramming.data.config import DataConfig
+from cramming.data.config import HELDOUT, DataConfig
 from cramming.data.curriculum import curriculum
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
@@ -134,12 +134,20 @@ class Parts:
 
 
 def split_of(store: TokenStore, config: PretrainConfig) -> Split:
-    """Training and held-out rows of a corpus.
+    """The rows a run trains on and those it is validated on.
 
     Raises:
         UserError: fewer training rows than one batch.
     """
-    split = Split(store.rows, config.data.heldout_fraction)
+    split: Split = config.data.split_of(store)
+    if config.data.train_on == HELDOUT:
+        split = split.of_heldout()
+    if split.train_rows < config.train.batch_size and config.data.train_on == HELDOUT:
+        raise UserError(
+            f"data.heldout_fraction={config.data.heldout_fraction} holds out {split.train_rows} sequences to train on, "
+            f"less than one batch of train.batch_size={config.train.batch_size}; hold out more in this run and in all "
+            "that are compared (the earlier study: data.heldout_fraction=0.2), or bring more text"
+        )
     if split.train_rows < config.train.batch_size:
         raise UserError(
             f"the corpus gives {split.train_rows} training sequences of {store.seq_length} tokens, less than one batch "
@@ -175,14 +183,15 @@ def build_run(
     parts = Parts(config, store.tokenizer.vocab_size, where)
     torch.set_num_threads(resolved.threads)
     method = build_method(config.method, config.train.optim)
+    # Sequences that share one random draw; those of a batch that is smaller all do.
+    group = min(method.sequences_per_draw or config.train.batch_size, config.train.batch_size)
     if resolved.microbatch_size is None:
-        resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, method.sequences_per_draw))
+        resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, group))
     assert resolved.microbatch_size is not None
-    if method.sequences_per_draw and method.sequences_per_draw % resolved.microbatch_size:
-        common = math.gcd(config.train.batch_size, method.sequences_per_draw)
+    if group % resolved.microbatch_size:
         raise UserError(
-            f"impl.microbatch_size={resolved.microbatch_size} does not divide the {method.sequences_per_draw} "
-            f"sequences that share one random draw; use a divisor of {common}"
+            f"impl.microbatch_size={resolved.microbatch_size} does not divide the {group} sequences that share one "
+            f"random draw; use a divisor of {math.gcd(config.train.batch_size, group)}"
         )
     model = parts.model()
     if config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
@@ -240,9 +249,11 @@ def check_accounts(free: list[str], method: Method) -> None:
 
 def target_of(parts: Parts, precision: str) -> Target:
     """What a cost table must be for to price a run."""
-    full, *shorter = parts.config.lengths.all
+    full, *others = parts.config.lengths.all
+    thinned = {n for method in parts.config.method.values() for length in (full, *others) for n in method.thins(length)}
+    shorter = tuple(sorted({*others, *thinned} - {full}))
     arch, optimizer = parts.config.arch, parts.config.train.optim.kind
-    return Target(parts.architecture(), arch.layers, full, precision, optimizer, tuple(shorter))
+    return Target(parts.architecture(), arch.layers, full, precision, optimizer, shorter)
 
 
 def calibrate_command(parts: Parts) -> str:
@@ -299,7 +310,11 @@ def flops_of(parts: Parts, model: Model) -> Callable[[Work], float]:
         if work.kind == "update":
             return 0.0
         passes = 3 if work.kind == "forward_backward" else 1
-        return passes * work.sequences * model.flops(work.length, parts.slots_of(work.length), work.layers)
+        predicted, short = parts.slots_of(work.length), work.short_layers
+        total = model.flops(work.length, predicted, work.layers - short)
+        if short:  # layers between the first and the last, as ``CostTable.seconds`` has it
+            total += model.flops(work.short_length, predicted, 1 + short) - model.flops(work.short_length, predicted, 1)
+        return passes * work.sequences * total
 
     return flops
 

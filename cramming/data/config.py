@@ -12,11 +12,14 @@ from cramming.suggest import nearest
 
 if TYPE_CHECKING:
     from cramming.data.store import TokenStore
+    from cramming.data.stream import Split
 
 TRAINED_HERE, OF_CHECKPOINT = "train", "checkpoint"  # tokenizers that have no place or name of their own
 LAYOUTS = ("packed", "document")
 REVERSED = "reverse_"  # in front of an order
 CURRICULA = ("rarity", "sentence_length", "word_length", "fragments")
+TRAIN, HELDOUT = "train", "heldout"
+PARTS = (TRAIN, HELDOUT)  # of a corpus, to train on
 ORDERS = ("random", *CURRICULA, *(f"{REVERSED}{name}" for name in CURRICULA))
 TOKENIZER_KINDS = ("auto", "wordpiece", "bpe", "unigram")
 # Steps of ``data.normalize``; ``tokenizer_normalizing`` says what each does.
@@ -43,6 +46,7 @@ class DataConfig:
     max_documents: int | None = None  # stop after so many documents
     max_tokens: int | None = None  # stop after so many tokens of text ([SEP] after each document included)
     heldout_fraction: float = 0.005  # of the sequences, kept out of training to validate on
+    train_on: str = TRAIN  # heldout: on what other runs hold out, but for the sequences all are validated on
     order: str = "random"  # of the training sequences in every epoch: one of ORDERS
     clean: CleanConfig = field(default_factory=CleanConfig)  # documents that are left out; none by default
 
@@ -84,6 +88,17 @@ class DataConfig:
                 raise UserError(f"data.normalize has {step!r}, which is not known{nearest(step, NORMALIZATIONS)}")
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(f"data.heldout_fraction={self.heldout_fraction} is not a share; it takes 0 to below 1")
+        if self.train_on not in PARTS:
+            raise UserError(f"data.train_on={self.train_on} is not known{nearest(self.train_on, PARTS)}")
+        if self.train_on == HELDOUT and not self.heldout_fraction:
+            raise UserError(
+                "data.train_on=heldout, but data.heldout_fraction=0 holds nothing out; the earlier study's share is 0.2"
+            )
+        if self.train_on == HELDOUT and self.order != "random":
+            raise UserError(
+                f"data.order={self.order} orders the sequences that other runs train on, and data.train_on=heldout "
+                "trains on the others; leave one of the two out"
+            )
         for key in ("max_documents", "max_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -97,6 +112,16 @@ class DataConfig:
             UserError: it has not been imported, or is not as this config says.
         """
         return None
+
+    def split_of(self, store: "TokenStore") -> "Split":
+        """Which rows train and which are held out, in runs that train on the first.
+
+        Raises:
+            UserError: the store cannot be split as this config says.
+        """
+        from cramming.data.stream import Split  # needs torch, which a command line does without
+
+        return Split(store.rows, self.heldout_fraction)
 
     def source(self, data_dir: Path, workers: int, progress: ProgressSink) -> Source:
         """The text itself. ``workers`` processes may help; what has to be kept goes below ``data_dir``.

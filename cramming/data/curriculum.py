@@ -44,7 +44,8 @@ def curriculum(store: TokenStore, split: "Split", name: str, progress: ProgressS
     Raises:
         UserError: the store's folder cannot be written, or an order kept in it is damaged.
     """
-    path = store.folder / f"order-{name}-{split.heldout_rows}-v{ORDER_VERSION}.npy"
+    held_out = split.heldout_rows if split.name == "keyed" else f"{split.name}-{split.heldout_rows}"
+    path = store.folder / f"order-{name}-{held_out}-v{ORDER_VERSION}.npy"
     try:
         if not path.exists():
             with room_for(path), locked(path, progress):

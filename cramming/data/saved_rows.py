@@ -7,36 +7,23 @@ them lie ``tokenizer/tokenizer.json`` and ``model_config.json`` with the setting
 read from its beginning to its end, once, and nothing is unpacked: no name in it ever becomes a name on this disk.
 """
 
-import bz2
-import gzip
-import io
 import json
-import lzma
 import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from cramming.data.archives import DAMAGE, Counted, archive_files
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
 
 STATE, SETTINGS, TOKENIZER = "state.json", "model_config.json", "tokenizer/tokenizer.json"
 _SHARD = re.compile(r"(?:data-\d+-of-\d+|dataset)\.arrow")
 _COLUMN = "input_ids"
-_READ_BYTES = 1 << 20
 _MOST_JSON_BYTES = 1 << 28
-_OPENERS: dict[bytes, Callable[[Any], Any]] = {
-    b"BZh": bz2.open,
-    b"\x1f\x8b": gzip.open,
-    b"\xfd7zXZ": lzma.open,
-}
-# What reading a damaged archive raises; its OSErrors have no number, those of a disk do.
-_DAMAGE = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error)
 
 
 class Member(NamedTuple):
@@ -89,16 +76,7 @@ def members(source: Path, progress: ProgressSink) -> Iterator[Member]:
     if source.is_dir():
         yield from _in_folder(source, progress)
         return
-    try:
-        with open(source, "rb") as raw:
-            opener = next((opener for magic, opener in _OPENERS.items() if raw.peek(8).startswith(magic)), None)
-            counted = _Counted(raw, progress)
-            with opener(counted) if opener else counted as plain:
-                yield from _in_archive(plain, source)
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{source} is damaged or no tar archive ({error}); download it again") from error
+    yield from _in_archive(archive_files(source, progress), source)
 
 
 def row_batches(file: IO[bytes], name: str) -> Iterator[np.ndarray]:
@@ -113,7 +91,7 @@ def row_batches(file: IO[bytes], name: str) -> Iterator[np.ndarray]:
                 raise UserError(f"{name} has no column {_COLUMN}; it has: {', '.join(reader.schema.names)}")
             for batch in reader:
                 yield _rows(batch.column(_COLUMN), name)
-    except (pa.ArrowException, *_DAMAGE) as error:
+    except (pa.ArrowException, *DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -148,33 +126,23 @@ def _in_folder(folder: Path, progress: ProgressSink) -> Iterator[Member]:
     known = [name for name in (STATE, SETTINGS, TOKENIZER) if (folder / name).is_file()]
     for name in known + sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)):
         with open(folder / name, "rb") as raw:
-            yield Member("", name, _Counted(raw, progress))  # type: ignore[arg-type]
+            yield Member("", name, Counted(raw, progress))  # type: ignore[arg-type]
 
 
-def _in_archive(plain: Any, source: Path) -> Iterator[Member]:
+def _in_archive(files: Iterator[tuple[PurePosixPath, IO[bytes]]], source: Path) -> Iterator[Member]:
     seen: dict[tuple[str, str], None] = {}
-    with tarfile.open(fileobj=plain, mode="r|", bufsize=_READ_BYTES) as archive:
-        for entry in archive:
-            path = PurePosixPath(entry.name)
-            if path.is_absolute() or ".." in path.parts or "\\" in entry.name:
-                raise UserError(f"{source} has a file {entry.name!r} whose name leads out of its folder: do not use it")
-            if entry.isdir():
-                continue
-            if not entry.isreg() or entry.issparse():
-                raise UserError(f"{source}: {entry.name!r} is a link or a device, not a plain file: do not use it")
-            depth = 2 if path.parts[-2:] == ("tokenizer", "tokenizer.json") else 1
-            folder, name = "/".join(path.parts[:-depth]), "/".join(path.parts[-depth:])
-            if name not in (STATE, SETTINGS, TOKENIZER) and not _SHARD.fullmatch(name):
-                continue
-            other = next((base for base, _ in seen if base != folder), None)
-            if other is not None:
-                raise UserError(f"{source} holds two sets, in {other!r} and {folder!r}; unpack it and give one, from=")
-            if (folder, name) in seen:
-                raise UserError(f"{source} holds {entry.name!r} twice: it is damaged")
-            seen[folder, name] = None
-            file = archive.extractfile(entry)
-            assert file is not None, "a plain file has content"
-            yield Member(folder, name, file)
+    for path, file in files:
+        depth = 2 if path.parts[-2:] == ("tokenizer", "tokenizer.json") else 1
+        folder, name = "/".join(path.parts[:-depth]), "/".join(path.parts[-depth:])
+        if name not in (STATE, SETTINGS, TOKENIZER) and not _SHARD.fullmatch(name):
+            continue
+        other = next((base for base, _ in seen if base != folder), None)
+        if other is not None:
+            raise UserError(f"{source} holds two sets, in {other!r} and {folder!r}; unpack it and give one, from=")
+        if (folder, name) in seen:
+            raise UserError(f"{source} holds {str(path)!r} twice: it is damaged")
+        seen[folder, name] = None
+        yield Member(folder, name, file)
 
 
 def _rows(column: pa.Array, name: str) -> np.ndarray:
@@ -195,25 +163,3 @@ def _rows(column: pa.Array, name: str) -> np.ndarray:
             raise UserError(f"{name} has a row of {other} tokens, others have {lengths[0]}: all must be equally long")
     ids = values.to_numpy()
     return ids.reshape(count, -1) if count else ids.reshape(0, 0)
-
-
-class _Counted(io.RawIOBase):
-    """A file whose reading is told."""
-
-    def __init__(self, file: IO[bytes], progress: ProgressSink) -> None:
-        super().__init__()
-        self._file = file
-        self._progress = progress
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
-        self._progress.advance(count)
-        return int(count)
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._progress.advance(len(data))
-        return data

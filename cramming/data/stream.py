@@ -27,12 +27,40 @@ Rows = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 class Split:
-    """Which rows train and which are held out, by row number through a keyed bijection."""
+    """Which rows train and which are held out, by row number.
 
-    def __init__(self, rows: int, heldout_fraction: float) -> None:
-        self._order = Permutation(rows, _SPLIT_KEY)
-        self.heldout_rows = max(1, round(rows * heldout_fraction)) if heldout_fraction else 0
-        self.train_rows = rows - self.heldout_rows
+    Args:
+        rows: of the corpus.
+        heldout_fraction: the share of them that is held out, at least one row unless it is 0.
+        order: all rows in an order whose first ones are held out; None: a keyed bijection.
+        heldout_rows: how many are held out, where ``heldout_fraction`` of the rows, rounded, is not what is meant.
+        name: what the order is called; splits of the same name and held-out rows are the same.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        heldout_fraction: float = 0.0,
+        *,
+        order: Rows | None = None,
+        heldout_rows: int | None = None,
+        name: str = "keyed",
+    ) -> None:
+        self._order = order or Permutation(rows, _SPLIT_KEY)
+        if heldout_rows is None:
+            heldout_rows = max(1, round(rows * heldout_fraction)) if heldout_fraction else 0
+        self.name = name
+        self.heldout_rows = heldout_rows
+        self.train_rows = rows - heldout_rows
+
+    def of_heldout(self) -> "Split":
+        """What this split holds out as a corpus of its own, for a model that must not see what others train on.
+
+        Its first tenth, at most ``VALIDATION_SEQUENCES``, is held out in turn: sequences that every run of the corpus
+        is validated on; in a large corpus, with ten times as many held out, no run trains on one of them.
+        """
+        validation = min(VALIDATION_SEQUENCES, max(1, self.heldout_rows // 10))
+        return Split(self.heldout_rows, order=self._order, heldout_rows=validation, name=f"heldout of {self.name}")
 
     def train(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices 0..train_rows-1 -> row numbers of the training part."""

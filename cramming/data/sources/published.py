@@ -6,15 +6,21 @@ There is no text and nothing to prepare: a run opens the store that ``assets/dow
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cramming.data.config import DataConfig
 from cramming.data.published import C4_SUBSET, store_folder
 from cramming.data.store import TokenStore
 from cramming.errors import UserError
 from cramming.registry import register
+from cramming.suggest import nearest
+
+if TYPE_CHECKING:
+    from cramming.data.stream import Split
 
 TOKENIZER = "published"
 # They decided how the rows were made, elsewhere, once.
+_SPLITS = ("ours", "study")
 _FIXED = ("layout", "row_cls", "tokenizer", "tokenizer_kind", "normalize", "clean", "max_documents", "max_tokens")
 
 
@@ -29,6 +35,7 @@ class PublishedConfig(DataConfig):
     tokenizer: str = TOKENIZER
     vocab_size: int = 32768
     max_rows: int | None = None  # the first so many, imported with the same max_rows
+    heldout: str = "ours"  # which rows; study: those the earlier study held out, for what it published of the others
 
     def check(self) -> None:
         """See ``DataConfig.check``."""
@@ -42,8 +49,18 @@ class PublishedConfig(DataConfig):
         super().check()
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise UserError(f"data.name={self.name!r} cannot be a set's name: letters, digits and ._- only")
+        if self.heldout not in _SPLITS:
+            raise UserError(f"data.heldout={self.heldout} is not known{nearest(self.heldout, _SPLITS)}")
         if self.max_rows is not None and self.max_rows < 1:
             raise UserError(f"data.max_rows={self.max_rows} leaves nothing; it takes 1 or more, or null for all")
+
+    def split_of(self, store: TokenStore) -> "Split":
+        """See ``DataConfig.split_of``."""
+        if self.heldout == "ours":
+            return super().split_of(store)
+        from cramming.data.published_split import study_split  # needs torch
+
+        return study_split(store, self.heldout_fraction)
 
     def ready_store(self, data_dir: Path) -> TokenStore:
         """See ``DataConfig.ready_store``."""
