@@ -27,9 +27,12 @@ from cramming.architectures.layers.long_convolution import (
     convolution_flops,
     direct,
     fft,
+    plain_fft,
+    spectra_of,
     transform_size,
 )
 from cramming.architectures.layers.unpadding import Groups, Layout, Queries
+from cramming.differentiation import twice
 
 FORMS = ("fft", "direct")
 NORM_EPS = 1e-5  # of the norm before the mixer, whatever the model's other norms have
@@ -110,7 +113,11 @@ class SequenceMixer(nn.Module):
         short = self.short_weight, self.short_bias
         if self.form == "direct" or projected.device.type == "meta":
             return direct(signals, short, filters.taps(), filters.skips()).flatten(1)
-        return fft(signals, short, filters.spectra(transform_size(length, filters.length), length)).flatten(1)
+        points = transform_size(length, filters.length)
+        if twice():
+            spectra = spectra_of(filters.taps(min(filters.length, points // 2)), filters.skips(), points)
+            return plain_fft(signals, short, spectra).flatten(1)
+        return fft(signals, short, filters.spectra(points, length)).flatten(1)
 
 
 class M2Block(nn.Module):
@@ -135,6 +142,7 @@ class _M2(Encoder):
     """What both heads share."""
 
     config: M2Config
+    drops_tokens = False  # a convolution has no place for tokens that are not neighbours
 
     @property
     def convolution(self) -> str:

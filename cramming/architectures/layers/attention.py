@@ -16,6 +16,7 @@ from cramming.architectures.layers.blockwise import blockwise_attention
 from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import angles, turn
 from cramming.architectures.layers.unpadding import Group, Groups, Layout, Queries
+from cramming.differentiation import twice
 
 FORMS = ("auto", "math", "blocks", "sdpa")
 # On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches. Beyond
@@ -168,7 +169,7 @@ class SelfAttention(nn.Module):
         """All keys by all queries, in the form that was asked for: -> (B, A, Q, D)."""
         form = resolve_form(self.form, q.device, k.shape[2], q.dtype)
         # A block at a time is for running as it is written: there is no dropout in it, and nothing for a compiler.
-        if form == "blocks" and not dropout and not torch.compiler.is_compiling():
+        if form == "blocks" and not dropout and not torch.compiler.is_compiling() and not twice():
             return blockwise_attention(q, k, v, bias)
         return math_attention(q, k, v, bias, dropout) if form == "math" else sdpa_attention(q, k, v, bias, dropout)
 

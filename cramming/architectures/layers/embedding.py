@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from cramming.architectures.layers.norm import make_norm
 from cramming.architectures.layers.position import make_positions
@@ -32,7 +31,6 @@ class _TiedLookup(torch.autograd.Function):
         return F.embedding(ids, weight), weight.view_as(weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, looked_up: Tensor | None, dense: Tensor | None) -> tuple[Tensor | None, None, None]:
         """(T, H), (V, H) -> (V, H)."""
         if looked_up is None:

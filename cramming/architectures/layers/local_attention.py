@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cramming.architectures.layers.blockwise import blocks
+from cramming.differentiation import twice
 
 SMALLEST, LARGEST = 32, 128  # positions of a chunk: fewer starve the matrix units, more read too many keys
 
@@ -43,7 +44,7 @@ def local_attention(
     Returns:
         (B, A, S, D).
     """
-    if q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+    if q.device.type == "cpu" and not dropout and not torch.compiler.is_compiling() and not twice():
         context: Tensor = _Local.apply(q, k, v, _Cut.of(q.shape[2], window, mask))  # type: ignore[no-untyped-call]
         return context
     return plain_local_attention(q, k, v, window, mask=mask, dropout=dropout)

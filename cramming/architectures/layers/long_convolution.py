@@ -10,10 +10,11 @@ a projection of the input u, each passed through a causal convolution of three t
     longconv(s)[t] = sum_{d >= 0} forward[d] s[t - d] + sum_{d >= 1} backward[d - 1] s[t + d] + skip s[t].
 
 ``direct`` writes that out; ``fft`` is what runs: real transforms, one pass over a few channels at a time while they lie
-in a core's cache, nothing kept for backward but the projection and the input.
+in a core's cache, nothing kept for backward but the projection and the input. ``plain_fft`` has the same transforms
+and leaves backward to autograd, which can differentiate it again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -87,14 +88,30 @@ def direct(signals: Signals, short: Short, taps: Tensor, skip: Tensor) -> Tensor
         taps: (K, 1 or 2, C, R): forward, and where there are two backward; lags beyond R have none.
         skip: (K, C).
     """
-    projected, residual, mask = signals
+    return _written_out(signals, short, lambda signal, n: _direct_long(signal, taps[n], skip[n], signals.mask))
+
+
+def plain_fft(signals: Signals, short: Short, spectra: Tensor) -> Tensor:
+    """``fft`` by autograd: -> (C, B, S). ``spectra``: (K, C, F), as ``spectra_of`` gives."""
+    points = 2 * (spectra.shape[-1] - 1)
+
+    def long(signal: Tensor, number: int) -> Tensor:
+        inside = signal if signals.mask is None else signal * signals.mask[:, None]
+        return torch.fft.irfft(torch.fft.rfft(inside, points) * spectra[number], points)[..., : signal.shape[-1]]
+
+    return _written_out(signals, short, long)
+
+
+def _written_out(signals: Signals, short: Short, long: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The whole of it around the long convolutions, (B, C, S) and which of them -> (B, C, S): -> (C, B, S)."""
+    projected, residual, _ = signals
     length, wide = projected.shape[-1], torch.promote_types(projected.dtype, torch.float32)
     weight, bias = (part.to(wide) for part in short)
     thirds = F.conv1d(projected.to(wide).transpose(0, 1), weight, bias, padding=SHORT - 1, groups=weight.shape[0])
     first, second, values = thirds[..., :length].chunk(3, dim=1)
-    mixed = second * _direct_long(first * values, taps[0], skip[0], mask)
+    mixed = second * long(first * values, 0)
     if residual is not None:
-        mixed = mixed + _direct_long(residual.to(wide).transpose(0, 1), taps[1], skip[1], mask)
+        mixed = mixed + long(residual.to(wide).transpose(0, 1), 1)
     return mixed.transpose(0, 1).to(projected.dtype)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 BASE = 10000.0  # as published; longer contexts take a larger one
 
@@ -22,11 +21,10 @@ class _Turn(torch.autograd.Function):
         return _turned(x, cosine, sine)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """(B, A, Q, D) -> (B, A, Q, D)."""
+        """(B, A, Q, D) -> (B, A, Q, D), which can be differentiated again."""
         cosine, sine = ctx.saved_tensors
-        return _turned(gradient, cosine, -sine), None, None
+        return _Turn.apply(gradient, cosine, -sine), None, None  # type: ignore[no-untyped-call]
 
 
 def angles(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Tensor:

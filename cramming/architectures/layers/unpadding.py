@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _LENGTHS_OF_GROUPS = 8  # sequences are attended to together when their lengths agree to an eighth of the longest
 
@@ -28,7 +27,6 @@ class _Spread(torch.autograd.Function):
         return tokens.index_select(0, rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """(C, ...) -> (T, ...): no two cells are summed, as autograd would have to expect."""
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
@@ -45,7 +43,6 @@ class _Collect(torch.autograd.Function):
         return grid.index_select(0, cells)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """(T, ...) -> (C, ...), zero at padding."""
         return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
