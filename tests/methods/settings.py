@@ -12,5 +12,5 @@ ACTIVE: dict[str, Callable[[], Method]] = {
     "selective_backprop": lambda: SelectiveBackprop(candidates_per_pass=6),
 }
 NEUTRAL: dict[str, Callable[[], Method]] = {
-    "selective_backprop": lambda: SelectiveBackprop(beta=0.0, candidates_per_pass=6),
+    "selective_backprop": lambda: SelectiveBackprop(beta=0.0, candidates_per_pass=4),
 }
