@@ -74,6 +74,7 @@ class SelectiveBackprop(Method):
             )
         self._capacity = 0  # N at most; known when the run is
         self._history = torch.empty(0)  # (N,) float32: the most recent finite losses, oldest first
+        self._asked = 0  # sequences of the batch being chosen; 0: none is
         self._waiting: list[Batch] = []  # kept, not yet trained on
         self._candidates = 0  # scored so far
         self._dropped = 0  # waiting sequences of another length
@@ -105,10 +106,12 @@ class SelectiveBackprop(Method):
             UserError: as many losses in a row as the history holds were not finite.
         """
         self._drop_other_lengths(run.stream.length)
+        self._asked = n = self._asked or n  # a selection that was stopped in the middle goes on as it began
         while not run.clock.exhausted:
             if sum(map(len, self._waiting)) >= n:
                 if self._scored:
                     self._kept_share, self._scored, self._kept = self._kept / self._scored, 0, 0
+                self._asked = 0
                 return self._take(n, run.stream.device)
             candidates = draw(min(self.candidates_per_pass, n, self._capacity))
             if candidates is None:
@@ -131,6 +134,7 @@ class SelectiveBackprop(Method):
         """The history, the sequences that wait, and what was counted."""
         return {
             "history": self._history,
+            "asked": self._asked,
             "waiting": [dict(vars(batch)) for batch in self._waiting],
             "candidates": self._candidates,
             "dropped": self._dropped,
@@ -142,7 +146,7 @@ class SelectiveBackprop(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them up."""
-        self._history = state["history"]
+        self._history, self._asked = state["history"], state["asked"]
         self._waiting = [Batch(**fields) for fields in state["waiting"]]
         self._candidates, self._dropped, self._not_finite = state["candidates"], state["dropped"], state["not_finite"]
         self._scored, self._kept, self._kept_share = state["scored"], state["kept"], state["kept_share"]

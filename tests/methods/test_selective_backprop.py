@@ -17,7 +17,7 @@ from torch import Tensor
 from cramming.batch import Batch
 from cramming.checkpoint import flatten, unflatten
 from cramming.errors import UserError
-from cramming.lengths import Lengths
+from cramming.lengths import BatchSize, Lengths
 from cramming.train import Run
 from efficient_training import selective_backprop
 from efficient_training.selective_backprop import SelectiveBackprop, percentiles, uniform
@@ -362,12 +362,15 @@ def test_the_budget_ends_while_candidates_are_scored() -> None:
     assert trained(run_of(SelectiveBackprop(), budget=before + (more - selection) + 1, costs=PassCost())).step == 4
 
 
-@pytest.mark.parametrize("stop_at", [100, 130, 150, 220, 250])
+@pytest.mark.parametrize("stop_at", range(60, 300, 17))
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(stop_at: float) -> None:
-    """Also where it stopped between two passes of one selection: what was kept until then waits."""
+    """Also where it stopped between two passes of one selection: what was kept until then waits, and the batch that is
+    being chosen stays as large as it was to be, though the run is further on."""
 
     def fresh(stop: float | None = None) -> Run:
-        return run_of(SelectiveBackprop(candidates_per_pass=3), budget=600, costs=PassCost(), stop_at=stop)
+        method = SelectiveBackprop(candidates_per_pass=3)
+        growing = BatchSize(4, 12, 0.9)
+        return run_of(method, budget=600, costs=PassCost(), stop_at=stop, batch_size=growing)
 
     whole, stopped, resumed = trained(fresh()), trained(fresh(stop_at)), fresh()
     tree, tensors = flatten(stopped.state_dict())

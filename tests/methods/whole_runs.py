@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from memory import CPU, LAYERS, LENGTH, MASK_RATE, VOCABULARY, small_model, store
-from settings import ACTIVE
+from settings import ACTIVE, NEUTRAL
 
 from cramming import checkpoint, registry
 from cramming.build import build_method
@@ -131,8 +131,8 @@ def _small(family: str) -> Model:
 
 
 def active(names: Iterable[str]) -> dict[str, Method]:
-    """Methods at the settings at which they act."""
-    return {name: ACTIVE[name]() for name in names}
+    """Methods at the settings at which they act, if they have any."""
+    return {name: ACTIVE.get(name, NEUTRAL.get(name, registry.lookup("method", name)))() for name in names}
 
 
 # ---- killed and resumed ----
