@@ -148,6 +148,13 @@ class PretrainConfig:
         return None if self.stop_at is None else parse_budget(self.stop_at, "stop_at", self.rst.unit_s)
 
 
+@dataclass
+class Composed(PretrainConfig):
+    """The tree of a command line: a run, and the study that an experiment may describe (``cramming/sweeps/stages.py``)."""
+
+    study: dict[str, Any] = field(default_factory=dict)  # name of a part -> the end of its command line
+
+
 def parse_budget(value: Any, key: str, unit_s: float = 3600.0) -> float:
     """A budget as typed (``24``, ``0.5``, ``'30m'``, ``'90s'``) in the clock's unit.
 
@@ -197,6 +204,7 @@ def typed(config: DictConfig) -> PretrainConfig:
     """
     try:
         tree: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        tree.pop("study", None)
         for path, group in CHOSEN.items():
             node = OmegaConf.select(tree, path)
             if node is None or "kind" not in node:
@@ -296,15 +304,16 @@ def _check_lengths(config: PretrainConfig) -> None:
         raise UserError(f"train.lengths_mode={train.lengths_mode} is unknown; there are: {', '.join(MODES)}")
     lengths = config.lengths
     if lengths.shorter and lengths.unfold and config.data.layout != "packed":
+        mode = "train.lengths_mode" if train.lengths else "mode"  # of the method that decides lengths
         raise UserError(
-            f"train.lengths_mode=unfold cuts full rows; those of data.layout={config.data.layout} are padded: "
-            "use train.lengths_mode=truncate or data.layout=packed"
+            f"{mode}=unfold cuts full rows; those of data.layout={config.data.layout} are padded: use {mode}=truncate "
+            "or data.layout=packed"
         )
     rate, shortest = min(train.mask_rate, train.mask_rate_initial or 1.0), min(lengths.all)
     if lengths.shorter and round(rate * shortest) < 1:
         raise UserError(
-            f"train.lengths={train.lengths}: sequences of {shortest} tokens predict none of them at a mask rate of "
-            f"{rate}; give {math.ceil(1 / rate)} tokens or more"
+            f"lengths {', '.join(map(str, lengths.shorter))}: sequences of {shortest} tokens predict none of them at a "
+            f"mask rate of {rate}; give {math.ceil(1 / rate)} tokens or more"
         )
 
 
@@ -342,4 +351,4 @@ def _plain(error: OmegaConfBaseException) -> str:
 
 def register_schemas() -> None:
     """Put the tree's root into Hydra's ConfigStore, under ``schema_pretrain``."""
-    ConfigStore.instance().store(name="schema_pretrain", node=PretrainConfig)
+    ConfigStore.instance().store(name="schema_pretrain", node=Composed)
