@@ -1,13 +1,15 @@
 """A batch of masked sequences.
 
-Shape legend: B sequences, S positions, P prediction slots.
+Shape legend: B sequences, S positions, P prediction slots, K kept.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+_PER_SEQUENCE = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths", "starts", "kept")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Batch:
     normalizer: Tensor  # () float32
     starts: Tensor | None = None  # (B, S) bool: first tokens of documents that are apart; None: a sequence is one
     index: int = 0  # number of this draw group within its batch
+    kept: Tensor | None = None  # (B, K) int64: positions, ascending, that layers of ``kept_depth`` see; None: all
+    kept_depth: tuple[float, float] = (0.0, 0.0)  # shares of the active layers where that begins and ends
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -60,20 +64,18 @@ class Batch:
         """One batch of all sequences of ``parts``, in their order; they must be equally long."""
         assert parts, "nothing to concatenate"
         joined: dict[str, Tensor | None] = {}
-        for field in fields(Batch):
-            values = [getattr(part, field.name) for part in parts]
-            if field.name not in ("normalizer", "index"):
-                joined[field.name] = None if values[0] is None else torch.cat(values)
+        for name in _PER_SEQUENCE:
+            values = [getattr(part, name) for part in parts]
+            joined[name] = None if values[0] is None else torch.cat(values)
         weights = joined["weights"]
         assert weights is not None
         return replace(parts[0], **joined, normalizer=weights.sum(), index=0)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "index"}
-        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})  # type: ignore[arg-type]
+        moved = {name: getattr(self, name) for name in (*_PER_SEQUENCE, "normalizer")}
+        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
 
     def _rows(self, rows: slice | Tensor) -> "Batch":
-        per_sequence = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths", "starts")
-        taken = {name: getattr(self, name) for name in per_sequence}
+        taken = {name: getattr(self, name) for name in _PER_SEQUENCE}
         return replace(self, **{k: v if v is None else v[rows] for k, v in taken.items()})  # type: ignore[arg-type]

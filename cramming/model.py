@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from cramming.batch import Batch
+from cramming.errors import UserError
+from rst.work import Kind, Work
 
 
 class Model(nn.Module):
@@ -21,22 +23,35 @@ class Model(nn.Module):
     Attributes:
         blocks: the L layers, compiled one by one if compiling is asked for.
         active_layers: indices of the layers that run, ascending; ``()`` runs none.
+        scales_layers: whether ``layer_scales`` has an effect.
+        layer_scales: by layer, what its change is multiplied by: layer(x) becomes x + scale (layer(x) - x); None, or
+            no entry: as it is.
         vocab_size: V.
         max_positions: the longest sequence it takes, in tokens.
         gradient_checkpointing: keep a layer's input only and compute the layer again in backward: less memory, more
             time, the same gradients (https://arxiv.org/abs/1604.06174).
+        drops_tokens: whether some layers can run on part of a sequence's tokens only (``batch.kept``).
     """
 
     blocks: nn.ModuleList
     active_layers: tuple[int, ...]
+    scales_layers: bool = False
+    layer_scales: Mapping[int, float] | None = None
     vocab_size: int
     max_positions: int
     gradient_checkpointing: bool = False
+    drops_tokens: bool = False
 
     @property
     def layers(self) -> int:
         """L, the number of layers allocated."""
         return len(self.blocks)
+
+    @property
+    def separable_layers(self) -> bool:
+        """Whether every layer has weights of its own and runs, or not, by itself."""
+        parameters = [id(parameter) for block in self.blocks for parameter in block.parameters()]
+        return len(self.blocks) == self.layers and len(parameters) == len(set(parameters))
 
     def forward(self, batch: Batch, logits: bool = False) -> Tensor:
         """Cross entropy at the predicted positions, (B, P) float32; with ``logits`` the logits there, (B, P, V).
@@ -59,6 +74,10 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def work(self, kind: Kind, batch: Batch, of: str = "main") -> Work:
+        """What a pass over ``batch`` is to the clock; ``of`` is the name of this model there."""
+        return Work(kind, len(batch), batch.length, len(self.active_layers), of)
+
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """Which implementation was chosen for what, for the run's summary; sequences have ``length`` tokens at most."""
         raise NotImplementedError
@@ -70,3 +89,17 @@ class Model(nn.Module):
         where weights of norms are, as by default one-dimensional parameters are, and only those.
         """
         return {}
+
+
+def require_separable_layers(model: Model, method: str) -> None:
+    """Keep a method that adds or leaves out single layers from models that have none.
+
+    Raises:
+        UserError: layers share their weights, or run all together only.
+    """
+    if not model.separable_layers:
+        why = "are one and the same" if len(model.blocks) == model.layers else "only run all together"
+        raise UserError(
+            f"method={method} needs layers that are each their own, and those of {type(model).__name__} {why}: choose "
+            "another arch, or leave the method out"
+        )

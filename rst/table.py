@@ -109,17 +109,29 @@ class CostTable:
     def seconds(self, work: Work) -> float:
         """The price of ``work``, proportional to its sequences.
 
+        Short layers cost what so many layers add to one layer at their length: table(length, layers - short layers) +
+        table(short length, 1 + short layers) - table(short length, 1). What they add to none would not do: the first
+        layer of a column is the last of the model, which can be cheaper, and that one is never short.
+
         Raises:
             TableError: a length or number of layers that the table does not have.
         """
         if work.kind == "update":
             return self.update_s
+        price = self._price(work, work.length, work.layers - work.short_layers)
+        if work.short_layers:
+            price += self._price(work, work.short_length, 1 + work.short_layers)
+            price -= self._price(work, work.short_length, 1)
+        return price * work.sequences / self.sequences
+
+    def _price(self, work: Work, length: int, layers: int) -> float:
+        """Seconds of a reference microbatch of ``work``'s kind."""
         columns = self.forward if work.kind == "forward" else self.forward_backward
-        if work.length not in columns:
-            raise TableError(f"{self.origin}: no price for length {work.length}; lengths: {_listed(columns)}")
-        if work.layers > self.layers:
-            raise TableError(f"{self.origin}: no price for {work.layers} layers; it ends at {self.layers}")
-        return columns[work.length][work.layers] * work.sequences / self.sequences
+        if length not in columns:
+            raise TableError(f"{self.origin}: no price for length {length}; lengths: {_listed(columns)}")
+        if layers > self.layers:
+            raise TableError(f"{self.origin}: no price for {layers} layers; it ends at {self.layers}")
+        return columns[length][layers]
 
     def differences(self, architecture: str, layers: int, lengths: Collection[int], precision: str) -> list[str]:
         """In what the table differs from a run, in words; empty if it was made for such a run."""

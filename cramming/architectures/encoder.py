@@ -1,10 +1,11 @@
 """What every encoder of this package is: embeddings, blocks of which some are active, a head, and a way to run them.
 
 Shape legend: B sequences, S positions, P predicted, H hidden, E width of the embeddings, L layers, V vocabulary,
-T tokens after unpadding, N predicted tokens of the batch, C labels.
+T tokens after unpadding, N predicted tokens of the batch, C labels, K kept of a sequence.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from cramming.architectures.layers.heads import ClassificationHead, MaskedLangua
 from cramming.architectures.layers.unpadding import Layout, Queries
 from cramming.batch import Batch
 from cramming.model import Model
+from rst.work import Kind, Work
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens that alone go through some of the layers (https://arxiv.org/abs/2203.13240)."""
+
+    rows: Tensor  # (T',) int64, ascending: theirs among all T
+    layout: Layout  # of them alone
+    places: range  # of the layers, among the active ones; the last of those is not one
 
 
 class Encoder(Model):
@@ -34,6 +45,8 @@ class Encoder(Model):
     """
 
     head: nn.Module
+    drops_tokens = True
+    scales_layers = True
 
     def __init__(
         self,
@@ -103,20 +116,59 @@ class Encoder(Model):
             states = states * (torch.arange(batch.length, device=states.device) < batch.lengths[:, None])[..., None]
         return states
 
+    def work(self, kind: Kind, batch: Batch, of: str = "main") -> Work:
+        """What a pass over ``batch`` is to the clock, with the layers that only its kept tokens go through."""
+        depth, short = len(self.active_layers), len(self._places(batch))
+        kept = 0 if batch.kept is None or not short else batch.kept.shape[1]
+        return Work(kind, len(batch), batch.length, depth, of, short_length=kept, short_layers=short)
+
     def encode(
-        self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None, queries: Queries | None = None
+        self,
+        inputs: Tensor,
+        layout: Layout,
+        token_types: Tensor | None = None,
+        queries: Queries | None = None,
+        part: Part | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states of all tokens or of ``queries``, and the word matrix: (B, S) -> (T, H) or (N, H), (V, E)."""
+        """Hidden states of all tokens or of ``queries``, and the word matrix: (B, S) -> (T, H) or (N, H), (V, E).
+
+        Tokens that are not of ``part`` pass its layers by as they are.
+        """
         x, decoder = self.embeddings(inputs, layout, token_types)
-        for place, layer in enumerate(self.active_layers, start=1):
-            wanted = queries if place == len(self.active_layers) else None
+        whole, grid = x, layout
+        for place, layer in enumerate(self.active_layers):
+            if part is not None and place == part.places.start:
+                whole, x, grid = x, x[part.rows], part.layout
+            if part is not None and place == part.places.stop:
+                x, grid = whole.index_copy(0, part.rows, x), layout
+            wanted, before = queries if place == len(self.active_layers) - 1 else None, x
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.blocks[layer], x, layout, wanted, use_reentrant=False)
+                x = checkpoint(self.blocks[layer], x, grid, wanted, use_reentrant=False)
             else:
-                x = self.blocks[layer](x, layout, wanted)
+                x = self.blocks[layer](x, grid, wanted)
+            if self.layer_scales and layer in self.layer_scales:
+                x = torch.lerp(before if wanted is None else wanted.select(before), x, self.layer_scales[layer])
         if queries is not None and not self.active_layers:
             x = queries.select(x)
         return x if self.final_norm is None else self.final_norm(x), decoder
+
+    def _places(self, batch: Batch) -> range:
+        """Which of the active layers the tokens kept go through alone; never the last one."""
+        depth = len(self.active_layers)
+        if batch.kept is None or not depth:
+            return range(0)
+        first, end = (round(share * depth) for share in batch.kept_depth)
+        return range(first, max(first, min(end, depth - 1)))
+
+    def _part(self, batch: Batch, layout: Layout) -> Part | None:
+        """The tokens kept; None where no layer runs on them alone."""
+        places = self._places(batch)
+        if batch.kept is None or not places:
+            return None
+        rows, each = layout.rows_of(batch.kept), batch.kept.shape[1]
+        if batch.lengths is not None:  # a sequence shorter than what is kept keeps all it has
+            rows = rows[batch.kept < batch.lengths[:, None]]
+        return Part(rows.flatten(), layout.part(rows.flatten(), None if batch.lengths is not None else each), places)
 
     @property
     def _attention(self) -> list[SelfAttention]:
@@ -134,7 +186,7 @@ class MaskedLanguageModel(Encoder):
         # Where sequences differ in length so does the number of slots in use, and shapes vary anyway.
         kept = None if batch.lengths is None or logits else batch.weights.flatten().nonzero().squeeze(1)
         queries = Queries(layout.rows_of(batch.positions), kept)
-        x, decoder = self.encode(batch.inputs, layout, queries=queries)
+        x, decoder = self.encode(batch.inputs, layout, queries=queries, part=self._part(batch, layout))
         if logits:
             scores: Tensor = self.head(x, decoder)
             return scores.view(*batch.positions.shape, -1)

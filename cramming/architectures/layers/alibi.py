@@ -20,6 +20,8 @@ def slopes(heads: int) -> list[float]:
 def alibi(heads: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
     """-slope |i - j| for every head: (A,), (Q,) or (B, Q), (S,) -> (A, Q, S) or (B, A, Q, S), of the slopes' type.
 
+    Keys may differ between sequences as well, (B, 1, S).
+
     Nothing is stored, so any length will do.
     """
     distance = (queries[..., :, None] - keys).abs().to(heads.dtype)

@@ -159,7 +159,7 @@ class SelfAttention(nn.Module):
             by = everywhere if places is None else angles(places, k.shape[3], self.rotary, k.dtype)
             q, k = turn(q, by), turn(k, everywhere)
         dropout = self.dropout if self.training else 0.0
-        if places is None and self.window is not None and self._is_local(k.shape[2]):
+        if places is None and grid.places is None and self.window is not None and self._is_local(k.shape[2]):
             context = local_attention(q, k, v, self.window, mask=grid.mask, dropout=dropout)
         else:
             context = self._attend(q, k, v, self._bias(k, grid, places), dropout)
@@ -182,7 +182,8 @@ class SelfAttention(nn.Module):
         wanted = ("angles", base, k.shape[3], k.dtype)
         found = None if torch.compiler.is_compiling() else grid.memo.get(wanted)
         if found is None:
-            found = angles(torch.arange(k.shape[2], device=k.device), k.shape[3], base, k.dtype)
+            places = torch.arange(k.shape[2], device=k.device) if grid.places is None else grid.places
+            found = angles(places, k.shape[3], base, k.dtype)
             if not torch.compiler.is_compiling():
                 grid.memo[wanted] = found
         return found
@@ -190,18 +191,19 @@ class SelfAttention(nn.Module):
     def _bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
         """What is added to the scores, (1 or B, 1 or A, 1 or Q, S), once for all layers that ask for the same."""
         if places is not None or torch.compiler.is_compiling():  # compiled, it is fused with what reads it
-            return self._made_bias(k, grid.mask, places)
+            return self._made_bias(k, grid, places)
         wanted = (self.slopes, self.window, k.dtype)
         if wanted not in grid.memo:
-            grid.memo[wanted] = self._made_bias(k, grid.mask)
+            grid.memo[wanted] = self._made_bias(k, grid)
         return grid.memo[wanted]
 
-    def _made_bias(self, k: Tensor, mask: Tensor | None, places: Tensor | None = None) -> Tensor | None:
+    def _made_bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
         """Of distance, keys out of sight, and padding; None: nothing is added."""
-        keys = torch.arange(k.shape[2], device=k.device)
-        places = keys if places is None else places
-        allowed = None if mask is None else mask[:, None, None, :]
-        if self.window is not None and self.window < keys.shape[0] - 1:
+        everywhere = torch.arange(k.shape[2], device=k.device) if grid.places is None else grid.places
+        places = everywhere if places is None else places
+        keys = everywhere if grid.places is None else everywhere[:, None]  # (S,) or (B, 1, S)
+        allowed = None if grid.mask is None else grid.mask[:, None, None, :]
+        if self.window is not None and (grid.places is not None or self.window < k.shape[2] - 1):
             near = banded(places, keys, self.window)
             near = near[:, None] if near.dim() == 3 else near[None, None]
             allowed = near if allowed is None else allowed & near

@@ -22,7 +22,7 @@ SMALLEST, LARGEST = 32, 128  # positions of a chunk: fewer starve the matrix uni
 
 
 def banded(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """True where a key lies within the window of a query: (Q,) or (B, Q), (S,) -> (Q, S) or (B, Q, S)."""
+    """True where a key lies within the window of a query: (Q,) or (B, Q), (S,) or (B, 1, S) -> (Q, S) or (B, Q, S)."""
     return (queries[..., :, None] - keys).abs() <= window
 
 

@@ -55,6 +55,7 @@ class Group:
     sequences: int  # G
     length: int  # M
     mask: Tensor | None  # (G, M) bool: True where a token is; None: all are equally long
+    places: Tensor | None = None  # (G, M) int64: position of the token in each cell; None: its column
     memo: Memo = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -67,8 +68,11 @@ class Groups:
     cells: Tensor  # (T,) int64: cell of each token
 
     @staticmethod
-    def of(lengths: Tensor) -> "Groups":
-        """Groups of sequences whose tokens follow one another: (D,) tokens in each, none of them 0."""
+    def of(lengths: Tensor, positions: Tensor | None = None) -> "Groups":
+        """Groups of sequences whose tokens follow one another: (D,) tokens in each, none of them 0.
+
+        ``positions`` (T,) are those of the tokens within their sequences where some are left out; None: they count up.
+        """
         device, listed = lengths.device, lengths.tolist()
         unit = max(1, -(-max(listed) // _LENGTHS_OF_GROUPS))
         starts = lengths.cumsum(0) - lengths
@@ -82,8 +86,11 @@ class Groups:
             inside = torch.arange(longest, device=device)
             mask = inside < lengths[chosen, None]
             whole = min(listed[sequence] for sequence in sequences) == longest
-            members.append(Group(len(sequences), longest, None if whole else mask))
             rows.append((starts[chosen, None] + inside).flatten())
+            places = None
+            if positions is not None:  # padding gets some token's, and is attended to by nothing
+                places = positions[rows[-1].clamp(max=len(positions) - 1)].view(mask.shape)
+            members.append(Group(len(sequences), longest, None if whole else mask, places))
             filled.append(mask.flatten())
         row, holds = torch.cat(rows), torch.cat(filled)
         total = sum(listed)
@@ -122,6 +129,7 @@ class Layout:
     groups: Groups | None = None  # for attention; None where nothing is padded, or padding is computed
     batch: tuple[int, int] | None = None  # (B, S) of the batch where its grid is another, documents being apart
     origin: Tensor | None = None  # (T,) int64: cell of the batch's grid each token is from; None: as ``cells``
+    places: Tensor | None = None  # (D, S) int64: position of the token in each cell; None: its column
     memo: Memo = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
@@ -157,13 +165,26 @@ class Layout:
         heads = flat if origin is None else flat[origin]
         first = heads.nonzero().squeeze(1)
         counts = torch.diff(first, append=first.new_tensor([heads.shape[0]]))
-        longest = int(counts.max())
-        document = heads.cumsum(0) - 1
-        inside = torch.arange(heads.shape[0], device=starts.device) - first[document]
-        cells = document * longest + inside
-        within = torch.arange(longest, device=starts.device) < counts[:, None]
+        cells, within = _cells(counts)
         shape = (starts.shape[0], starts.shape[1])
-        return Layout(counts.shape[0], longest, cells, within, Groups.of(counts), shape, origin)
+        return Layout(counts.shape[0], within.shape[1], cells, within, Groups.of(counts), shape, origin)
+
+    def part(self, rows: Tensor, each: int | None = None) -> "Layout":
+        """The layout of some of the tokens, which keep their positions; for mixing only, the batch has no grid of it.
+
+        Args:
+            rows: (T',) int64, ascending, their rows among all tokens.
+            each: how many are of each sequence, if that is known: then nothing waits for the device to count.
+        """
+        cells = rows if self.cells is None else self.cells[rows]
+        positions = cells % self.length
+        if each is not None and self.mask is None:
+            return Layout(self.sequences, each, places=positions.view(self.sequences, each))
+        counts = torch.bincount(cells // self.length, minlength=self.sequences)
+        counts = counts[counts > 0]
+        cells, within = _cells(counts)
+        groups = Groups.of(counts, positions)
+        return Layout(counts.shape[0], within.shape[1], cells, within, groups)
 
     def gather(self, grid: Tensor) -> Tensor:
         """The rows of tokens of the batch's grid: (B, S, ...) -> (T, ...)."""
@@ -218,6 +239,15 @@ class Queries:
     def select(self, tokens: Tensor) -> Tensor:
         """The rows of the slots in use: (T, ...) -> (N, ...)."""
         return tokens[self.take(self.rows.flatten())]
+
+
+def _cells(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Cell of each token, (T,), and where tokens are, (D, S), of sequences with so many that follow one another."""
+    longest = int(counts.max())
+    sequence = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    inside = torch.arange(sequence.shape[0], device=counts.device) - first[sequence]
+    return sequence * longest + inside, torch.arange(longest, device=counts.device) < counts[:, None]
 
 
 def _placed(rows: Tensor, cells: Tensor | None, shape: tuple[int, int]) -> Tensor:
