@@ -4,16 +4,17 @@ Whatever is wrong with what a person typed ends with one line on stderr and exit
 that ``--help`` is answered at once.
 """
 
-import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cramming import registry
 from cramming.composition import dotted_keys, explain
@@ -28,12 +29,15 @@ _FLAGS = (
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
     "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i",
 )  # fmt: skip
+_SWEEP = {"-m", "--multirun"}
+_SHOWING = {"--hydra-help", "--version", "--cfg", "-c", "--shell-completion", "-sc", "--info", "-i"}  # nothing is run
+DRY = "--dry"  # of a sweep: say what would be done, and what it costs
 
 _HELP = """\
 Pretrain a masked language model inside a fixed compute budget.
 
   python pretrain_bert.py name=first data=python_docs arch=bert_small budget=10m
-  python pretrain_bert.py -m name=sweep seed=0,1,2 method=none,layer_stacking ...
+  python pretrain_bert.py -m name=sweep seed=0,1,2 method=none,layer_stacking ...    every combination; --dry: its cost
   python pretrain_bert.py name=mixed data.mix='{{wikipedia: 0.7, python_docs: 0.3}}'    shares of several corpora
   python pretrain_bert.py name=more init_from=first budget=1    begin with the weights of a run, folder or hub id
 
@@ -78,10 +82,10 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 
 def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> None:
-    """Compose the configuration ``argv`` describes and hand it to ``job``; with ``-m``, one job after another.
+    """Compose the configuration ``argv`` describes and hand it to ``job``; with ``-m``, that of every job of a sweep.
 
     Raises:
-        UserError: what is wrong with the command line; in a multirun, after all jobs, which of them failed.
+        UserError: what is wrong with the command line; in a sweep, after all jobs, which of them failed.
     """
     if {"-h", "--help"} & set(argv):
         print(_HELP.format(groups=_groups()))
@@ -90,59 +94,98 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
     if any(word.startswith("from_run=") for word in argv):
         job(repeated(argv))
         return
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    failures: list[Exception] = []
-    jobs: list[str] = []
-
-    def task(composed: DictConfig) -> None:
-        settings = HydraConfig.get()
-        name = None if composed.name is None else str(composed.name)
-        if settings.mode == RunMode.MULTIRUN:
-            name = job_name(check_name(name or "default"), settings.job.override_dirname)
-            jobs.append(name)
-        try:
-            composed.name = name
-            job(typed(composed))
-        except Exception as error:
-            failures.append(error)
-            if settings.mode == RunMode.MULTIRUN:  # raised, the other jobs go on; launchers of any kind learn of it
-                log = logging.getLogger(__name__)
-                log.error("job %s: %s", name, error, exc_info=not isinstance(error, UserError))
-                raise
-            if not isinstance(error, UserError):
-                raise
-
     # Hydra's parser wants all overrides together, behind the flags.
     words = sorted(_expanded(argv), key=lambda word: "=" in word and not word.startswith("-"))
     for word in words:
-        if word.startswith("-") and word.split("=")[0] not in _FLAGS:
-            raise UserError(f"unknown flag {word}{nearest(word, _FLAGS)}")
-    if {"-m", "--multirun"} & set(words):
-        words.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_fixed_keys(words))}]")
+        if word.startswith("-") and word.split("=")[0] not in (*_FLAGS, DRY):
+            raise UserError(f"unknown flag {word}{nearest(word, (*_FLAGS, DRY))}")
+    if _SWEEP & set(words) and not _SHOWING & {word.split("=")[0] for word in words}:
+        sweeping(words, lambda options, config_dir, dry: _sweep(options, job, config_dir, dry))
+        return
+    if DRY in words:
+        raise UserError(f"{DRY} says what a sweep would do: add -m")
+    _single(job, words)
+
+
+def _single(job: Callable[[PretrainConfig], None], words: list[str]) -> None:
+    """One run, or what Hydra's flags ask for."""
+    import hydra
+
+    failures: list[UserError] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            if composed.study:
+                parts = ", ".join(map(str, composed.study))
+                raise UserError(f"this experiment is a study of several runs ({parts}): add -m; --dry says which")
+            job(typed(composed))
+        except UserError as error:  # of what is raised here Hydra would print more than a line
+            failures.append(error)
+
     # With this set Hydra raises instead of printing a page and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     before, sys.argv = sys.argv, [sys.argv[0], *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="pretrain")(task)()
+        with explained(words):
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="pretrain")(task)()
         if failures:
             raise failures[0]
-    except UserError as error:
-        if len(jobs) > 1:
-            raise UserError(f"{max(1, len(failures))} of {len(jobs)} jobs failed, the first with: {error}") from None
-        raise
     except SystemExit as ended:  # argparse has already said what it could not read
         if ended.code:
             raise UserError("that command line cannot be read; see --help") from None
+    finally:
+        sys.argv = before
+
+
+def sweeping(words: Sequence[str], run: Callable[[list[str], str | None, bool], None]) -> None:
+    """Take the flags of a sweep off its words and run it: ``run(words, config_dir, dry)``.
+
+    Raises:
+        UserError: a flag that a sweep cannot have, or whatever is wrong with the words.
+    """
+    options: list[str] = []
+    config_dir, dry = None, False
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            config_dir = value if equals else next(rest, "")
+        elif word == DRY:
+            dry = True
+        elif word.startswith("-") and word not in _SWEEP:
+            raise UserError(f"{word} is not for sweeps; leave it out")
+        elif word not in _SWEEP:
+            options.append(word)
+    if config_dir is not None and not os.path.isdir(config_dir):
+        raise UserError(f"--config-dir {config_dir} is no folder")
+    if any(word.startswith("hydra/sweeper=") for word in options):
+        raise UserError("hydra/sweeper= cannot be chosen: -m runs all combinations, python -m cramming.search searches")
+    with explained(options):
+        run(options, config_dir, dry)
+
+
+@contextmanager
+def explained(words: Sequence[str]) -> Iterator[None]:
+    """Hydra's errors in the block, as one line a person can act on.
+
+    Raises:
+        UserError: in place of them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        said = explain(error, words, compose_tree)
+        said = explain(error, list(words), compose_tree)
         if said is None:
             raise
         raise UserError(said) from error
-    finally:
-        sys.argv = before
+
+
+def _sweep(words: list[str], job: Callable[[PretrainConfig], None], config_dir: str | None, dry: bool) -> None:
+    from cramming.sweeps.sweep import sweep  # needs torch, which a single command line checks without
+
+    sweep(words, job, config_dir=config_dir, dry=dry)
 
 
 def compose(overrides: Sequence[str]) -> PretrainConfig:
@@ -153,15 +196,8 @@ def compose(overrides: Sequence[str]) -> PretrainConfig:
     """
     load_schemas()
     words = _expanded(overrides)
-    try:
+    with explained(words):
         return typed(compose_tree(words))
-    except UserError:
-        raise
-    except Exception as error:
-        said = explain(error, words, compose_tree)
-        if said is None:
-            raise
-        raise UserError(said) from error
 
 
 def compose_tree(overrides: list[str]) -> DictConfig:
@@ -247,7 +283,7 @@ def parse(argv: Sequence[str], schema: type[T], usage: str) -> tuple[T, list[str
         if key not in tree:
             raise UserError(f"unknown option {key}{nearest(key, map(str, tree))}")
         try:
-            tree[key] = OmegaConf.create(f"value: {value}").value
+            tree[key] = _read(value)
         except (OmegaConfBaseException, ValueError) as error:
             raise UserError(f"{word}: {str(error).splitlines()[0]}") from error
     result = OmegaConf.to_object(tree)
@@ -260,6 +296,14 @@ def job_name(name: str, override_dirname: str) -> str:
     own = override_dirname.replace("[", "").replace("]", "").replace("/", ".")
     own = re.sub(r"(?<==)([^=]*)(?=,[^=]+=|$)", lambda values: values[1].replace(",", "+"), own)
     return check_name(f"{name}-{re.sub(r'[^A-Za-z0-9._=,+-]', '', own)}" if own else name)
+
+
+def _read(value: str) -> Any:
+    """A value as YAML reads it; what is no YAML, such as a title with a colon, is text."""
+    try:
+        return OmegaConf.create(f"value: {value}").value
+    except YAMLError:
+        return value
 
 
 def _option(word: str) -> tuple[str, str]:
@@ -296,19 +340,6 @@ def _quoted(word: str) -> str:
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"{key}='{escaped}'"
     return word
-
-
-def _fixed_keys(words: list[str]) -> list[str]:
-    """Keys of the overrides that are no sweep: they are no part of a job's name."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise UserError(explain(error, words, compose_tree) or str(error)) from error
-    return sorted({o.key_or_group for o in parsed if not o.is_sweep_override()})
 
 
 def _groups() -> str:

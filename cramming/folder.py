@@ -32,12 +32,17 @@ _MADE_BY_A_RUN = (
 )  # fmt: skip
 
 
+class Busy(UserError):
+    """Another process trains this run."""
+
+
 @contextmanager
 def held(run_dir: Path) -> Iterator[None]:
     """Make the folder and keep every other process out of it.
 
     Raises:
-        UserError: another process trains this run, or the folder cannot be made.
+        Busy: another process trains this run.
+        UserError: the folder cannot be made.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -47,9 +52,7 @@ def held(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"another process is working on {run_dir}; wait for it to end, or choose another name"
-        ) from None
+        raise Busy(f"another process is working on {run_dir}; wait for it to end, or choose another name") from None
     try:
         yield
     finally:

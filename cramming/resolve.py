@@ -22,6 +22,8 @@ from cramming.recording.strict_json import dumps
 
 _log = logging.getLogger(__name__)
 _FILE = "resolved.json"
+# Jobs of a sweep that share this machine: the environment tells the processes that a launcher makes for them.
+JOBS_AT_ONCE = "CRAMMING_JOBS_AT_ONCE"
 # Where a pass over more sequences stops paying: 2k to 4k tokens fit the caches of a processor.
 _LARGEST_AUTO = {"cpu": 32, "cuda": 512}
 _MEMORY_SHARE = 0.9  # of a GPU's memory; the rest is for validation and fragmentation
@@ -50,7 +52,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         UserError: a precision the device lacks.
     """
     where = device()
-    known = stored or Resolved(where.type, _precision(where), available_cores(), where.type == "cuda", None)
+    known = stored or Resolved(where.type, _precision(where), _threads(), where.type == "cuda", None)
     asked = Resolved(
         device=where.type,
         precision=known.precision if impl.precision == "auto" else impl.precision,
@@ -127,6 +129,16 @@ def compute_exactly(where: torch.device) -> None:
 def available_cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs_at_once() -> int:
+    """How many jobs of a sweep share this machine; 1 outside of sweeps."""
+    said = os.environ.get(JOBS_AT_ONCE, "")
+    return int(said) if said.isdecimal() and int(said) else 1
+
+
+def _threads() -> int:
+    return max(1, available_cores() // jobs_at_once())
 
 
 def _precision(where: torch.device) -> str:

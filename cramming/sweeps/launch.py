@@ -1,0 +1,123 @@
+"""Hydra's part in a sweep: what a command line composes, and the launcher it names for the jobs.
+
+``hydra/launcher=joblib hydra.launcher.n_jobs=4`` runs several at once on one machine, others of Hydra's launchers
+elsewhere; without one they run here, one after another.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import open_dict
+
+from cramming.cli import CONFIG_DIR
+from cramming.config import PretrainConfig, typed
+from cramming.errors import UserError
+from cramming.resolve import JOBS_AT_ONCE
+from cramming.sweeps.jobs import Job
+from cramming.sweeps.outcomes import Outcome, attempt, finished
+
+
+class Launch:
+    """A command line of a sweep, composed as far as it is the same for all jobs.
+
+    Attributes:
+        loader: finds the files of ``config/`` and of ``--config-dir``.
+        words: the command line's, without those for Hydra itself.
+        common: the tree of the words that are no sweep.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        parsed = OverridesParser.create().parse_overrides(list(words))
+        hydras = [word for word in words if word.startswith(("hydra.", "hydra/"))]
+        fixed = [
+            word for word, o in zip(words, parsed, strict=True) if not o.is_sweep_override() and word not in hydras
+        ]
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        self.loader: ConfigLoader = hydra.config_loader
+        self.words = [word for word in words if word not in hydras]
+        self.common = hydra_compose("pretrain", [*fixed, *hydras], return_hydra_config=True)
+        self._launched = 0
+
+    @property
+    def at_once(self) -> int:
+        """Jobs that this machine is to work on at the same time."""
+        launcher = self.common.hydra.launcher
+        if "joblib" not in str(launcher._target_):
+            return 1
+        cores, n = os.cpu_count() or 1, int(launcher.n_jobs)
+        return n if n > 0 else max(1, cores + 1 + n)
+
+    def composed(self, name: str, words: Sequence[str]) -> Job:
+        """One job, refused if its words make no run; words that Hydra cannot use raise."""
+        tree = self.loader.load_sweep_config(self.common, list(words))
+        with open_dict(tree):
+            del tree["hydra"]
+        try:
+            return Job(name, tuple(words), typed(tree))
+        except UserError as error:
+            return Job(name, tuple(words), None, str(error))
+
+    def run(self, jobs: Sequence[Job], job: Callable[[PretrainConfig], None], total: int) -> list[Outcome]:
+        """Hand jobs to the launcher and wait for all of them. A job that fails does not end the others."""
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(self.common))
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=partial(attempt, job, total), config=self.common
+        )
+        sys.stdout.flush()
+        with _sharing(min(self.at_once, total)):
+            try:
+                returned = launcher.launch([list(job.words) for job in jobs], initial_job_idx=self._launched)
+                outcomes = [result.return_value for result in returned]
+            except BrokenProcessPool:  # of one killed process the others learn by being ended too
+                outcomes = [_after_a_kill(job) for job in jobs]
+        self._launched += len(jobs)
+        return outcomes
+
+
+@contextmanager
+def launching(words: Sequence[str], config_dir: str | None) -> Iterator[Launch]:
+    """Hydra, ready for a sweep.
+
+    Args:
+        words: the command line's, without flags.
+        config_dir: another folder with configuration files.
+    """
+    GlobalHydra.instance().clear()
+    more = [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+    with initialize_config_dir(str(CONFIG_DIR), job_name="pretrain_bert", version_base="1.3"):
+        yield Launch([*words, *more])
+
+
+@contextmanager
+def _sharing(at_once: int) -> Iterator[None]:
+    """Tell the processes of the jobs how many of them share this machine."""
+    before: dict[str, Any] = {JOBS_AT_ONCE: os.environ.get(JOBS_AT_ONCE)}
+    os.environ[JOBS_AT_ONCE] = str(at_once)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _after_a_kill(job: Job) -> Outcome:
+    assert job.config is not None
+    if finished(job.config) is not None:
+        return Outcome("trained")
+    return Outcome("failed", "a job's process was killed, out of memory perhaps; the same command goes on from there")
