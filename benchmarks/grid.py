@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.reporting import spread
-from cramming.engine import is_out_of_memory
 from cramming.errors import UserError
+from cramming.out_of_memory import is_out_of_memory
 
 BUSY_ABOVE = 1.3  # upper over lower quartile of a ratio, or wall over processor time's: not to be trusted
 # How a reason begins where it is not about memory or time: a mistake of a program, or something that cannot be had.
