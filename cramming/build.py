@@ -22,13 +22,14 @@ from cramming.data.config import HELDOUT, DataConfig
 from cramming.data.curriculum import curriculum
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
-from cramming.engine import Engine, is_out_of_memory
+from cramming.engine import Engine
 from cramming.errors import UserError
 from cramming.exchange import initializing
 from cramming.hashing import key
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model
+from cramming.out_of_memory import is_out_of_memory
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.schedule import Ramp
@@ -252,7 +253,7 @@ def target_of(parts: Parts, precision: str) -> Target:
     full, *others = parts.config.lengths.all
     thinned = {n for method in parts.config.method.values() for length in (full, *others) for n in method.thins(length)}
     shorter = tuple(sorted({*others, *thinned} - {full}))
-    arch, optimizer = parts.config.arch, parts.config.train.optim.kind
+    arch, optimizer = parts.config.arch, parts.config.train.optim.priced_as
     return Target(parts.architecture(), arch.layers, full, precision, optimizer, shorter)
 
 
