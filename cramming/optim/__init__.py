@@ -65,7 +65,7 @@ def _with_base_lr(
     as_groups = [{**group, "params": list(group["params"])} for group in listed if isinstance(group, dict)]
     if len(as_groups) != len(listed):
         as_groups = [{"params": listed}]
-    optimizer = config.build(as_groups)
+    optimizer = config.build(config.choose(as_groups))
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer

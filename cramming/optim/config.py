@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cramming.errors import UserError
+from cramming.optim.groups import of_one_role, without_roles
 from cramming.registry import register
 
 if TYPE_CHECKING:
@@ -39,10 +40,16 @@ class OptimConfig:
     decay_biases: bool = False
 
     needs_method: ClassVar[str | None] = None
+    by_role: ClassVar[bool] = False  # wants groups of one role each, see ``groups``
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
             self._require(name, 0.0, math.inf, "a finite number from 0")
+
+    @property
+    def priced_as(self) -> str:
+        """By what name the measured price of an update is kept: another where an option changes what an update is."""
+        return self.kind
 
     def method_options(self) -> dict[str, Any]:
         """Options of the method the optimizer needs, as this optimizer's options say."""
@@ -51,6 +58,10 @@ class OptimConfig:
     def build(self, groups: "list[dict[str, Any]]") -> "torch.optim.Optimizer":
         """The optimizer over parameter groups in torch's form; ``cramming.optim.build`` adds ``base_lr``."""
         raise NotImplementedError
+
+    def choose(self, groups: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
+        """The groups as this optimizer wants them: of one role each, or without roles."""
+        return of_one_role(groups) if self.by_role else without_roles(groups)
 
     def _require(self, name: str, low: float, below: float, wanted: str) -> None:
         """Every value of the option ``name`` must lie in [low, below)."""
@@ -61,7 +72,7 @@ class OptimConfig:
 
 
 @dataclass
-class _Moments(OptimConfig):
+class Moments(OptimConfig):
     """Two decay rates of running means."""
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -74,8 +85,8 @@ class _Moments(OptimConfig):
 
 
 @dataclass
-class _Adaptive(_Moments):
-    """Adam's family."""
+class Adaptive(Moments):
+    """Adam's family: a term that keeps denominators from zero."""
 
     eps: float = 1e-8
 
@@ -83,7 +94,7 @@ class _Adaptive(_Moments):
         super().__post_init__()
         self._require("eps", 0.0, math.inf, "a finite number from 0")
 
-    def _arguments(self, groups: "list[dict[str, Any]]") -> dict[str, Any]:
+    def arguments(self, groups: "list[dict[str, Any]]") -> dict[str, Any]:
         return {
             "params": groups,
             "lr": self.lr,
@@ -96,7 +107,7 @@ class _Adaptive(_Moments):
 
 @register("train/optim", "adamw")
 @dataclass
-class AdamW(_Adaptive):
+class AdamW(Adaptive):
     """Adam with decoupled weight decay, p <- p (1 - lr wd) (https://arxiv.org/abs/1711.05101, algorithm 2).
 
     Defaults: the earlier study's (https://arxiv.org/abs/2307.06440, after https://arxiv.org/abs/2212.14034).
@@ -111,12 +122,12 @@ class AdamW(_Adaptive):
     def build(self, groups: "list[dict[str, Any]]") -> "torch.optim.Optimizer":
         import torch
 
-        return torch.optim.AdamW(**self._arguments(groups))
+        return torch.optim.AdamW(**self.arguments(groups))
 
 
 @register("train/optim", "adam")
 @dataclass
-class Adam(_Adaptive):
+class Adam(Adaptive):
     """Adam with weight decay as an L2 penalty, g <- g + wd p (https://arxiv.org/abs/1412.6980, algorithm 1).
 
     Defaults: the earlier study's ``adam_classic``.
@@ -129,7 +140,29 @@ class Adam(_Adaptive):
     def build(self, groups: "list[dict[str, Any]]") -> "torch.optim.Optimizer":
         import torch
 
-        return torch.optim.Adam(**self._arguments(groups))
+        return torch.optim.Adam(**self.arguments(groups))
+
+
+@register("train/optim", "radam")
+@dataclass
+class RAdam(Adaptive):
+    """Adam that waits for its second moment to be known (https://arxiv.org/abs/1908.03265, algorithm 2), from torch.
+
+    Weight decay is an L2 penalty, g <- g + wd p, unless ``decoupled``. Defaults: the earlier study's ``radam``.
+    """
+
+    kind: str = "radam"
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    decoupled: bool = False
+
+    def build(self, groups: "list[dict[str, Any]]") -> "torch.optim.Optimizer":
+        import torch
+
+        arguments = {key: value for key, value in self.arguments(groups).items() if key != "fused"}  # it has no such
+        return torch.optim.RAdam(**arguments, decoupled_weight_decay=self.decoupled)
 
 
 @register("train/optim", "sgd")
@@ -168,7 +201,7 @@ class Sgd(OptimConfig):
 
 @register("train/optim", "lion")
 @dataclass
-class Lion(_Moments):
+class Lion(Moments):
     """Sign of an interpolated momentum (https://arxiv.org/abs/2302.06675, program 1), from lion-pytorch.
 
     Weight decay is decoupled and follows the schedule, p <- p (1 - lr wd): every coordinate moves by exactly lr, so
