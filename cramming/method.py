@@ -7,7 +7,7 @@ between calls lives on ``self`` and in ``state_dict``, and every random draw com
 charges the clock for every pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -43,6 +43,10 @@ class Method:
     def lengths(self, full: int) -> Lengths | None:
         """How long sequences are by progress, if the method decides it; ``full`` is the length of the store's rows."""
         return None
+
+    def thins(self, length: int) -> Collection[int]:
+        """To how many tokens it may shorten sequences of ``length`` within the model: lengths that need a price."""
+        return ()
 
     def setup(self, run: "Run") -> None:
         """Called once, when the run is built to be trained and before any state is loaded.
@@ -95,12 +99,20 @@ class Method:
         """What to log beside the loss, such as the share of sequences kept."""
         return {}
 
+    def about(self) -> dict[str, Any]:
+        """What the run's summary is to say beside the options, such as a file that was used: plain values by name."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything kept between calls: numbers, strings, tensors, and lists, tuples and dicts of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave."""
+
+    def lent(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Of a ``state_dict``, the weights that ``evaluating`` lends the model, by parameter: what is exported."""
+        return {}
 
 
 class Chain(Method):
@@ -170,12 +182,18 @@ class Chain(Method):
     def columns(self) -> dict[str, float]:
         return {name: value for method in self.methods.values() for name, value in method.columns().items()}
 
+    def about(self) -> dict[str, Any]:
+        return {name: value for method in self.methods.values() for name, value in method.about().items()}
+
     def state_dict(self) -> dict[str, Any]:
         return {name: method.state_dict() for name, method in self.methods.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, method in self.methods.items():
             method.load_state_dict(state[name])
+
+    def lent(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        return {key: weights for name, m in self.methods.items() for key, weights in m.lent(state[name]).items()}
 
 
 def refuse_pairs(methods: Mapping[str, Method]) -> None:

@@ -1,6 +1,6 @@
 """The earlier study's split of a published set: which rows its runs trained on, and which it held out.
 
-The study used ``Dataset.train_test_split(test_size=int(N * fraction), shuffle=True, seed=0)`` of Hugging Face's library:
+The study used ``Dataset.train_test_split(test_size=int(N * fraction), shuffle=True, seed=0)`` of Hugging Face's:
 a permutation by numpy's default generator with seed 0, whose first rows are held out and whose others train, in the
 order of the permutation. What it published about its training rows, its irreducible losses, names them by their place
 in that order.

@@ -74,8 +74,9 @@ def summary_table(summary: Mapping[str, Any], ascii_only: bool | None = None) ->
     Args:
         summary: what ``write_summary`` takes. Optional keys are shown where present: ``name``, ``end_reason``, ``unit``
             (``steps`` when the clock counts steps), ``loss``, ``validation_accuracy``, ``tokens``, ``tokens_per_s``,
-            ``mfu``, and ``train_wall_s``: wall seconds of the charged work alone, without validation and saving, which
-            is compared instead of ``wall_s``.
+            ``mfu``, ``free`` (accounts), ``work`` (by account: prices of others are in no prediction), and
+            ``train_wall_s``: wall seconds of the charged work alone, without validation and saving, which is compared
+            instead of ``wall_s``.
         ascii_only: draw without line characters; by default when standard output could not print them.
     """
     if ascii_only is None:
@@ -120,9 +121,14 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("budget spent", f"{amount(summary['spent_s'], unit)} of {amount(summary['budget_s'], unit)}"))
     ledger = {account: value for account, value in (summary["ledger"] or {}).items() if value}
     if len(ledger) > 1:
-        lines += [(f"  {account}", amount(value, unit)) for account, value in sorted(ledger.items())]
+        free = summary.get("free") or ()
+        lines += [
+            (f"  {account}{' (free)' if account in free else ''}", amount(value, unit))
+            for account, value in sorted(ledger.items())
+        ]
+    done = summary.get("work") or ledger  # a price that was known already is no work of this run
     if unit == "s" and ledger:
-        lines.append(_prediction(sum(ledger.values()), summary))
+        lines.append(_prediction(sum(value for account, value in ledger.items() if account in done), summary))
     lines.append(("wall time", duration(summary["wall_s"])))
     return lines
 
