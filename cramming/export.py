@@ -21,6 +21,7 @@ Then: AutoModelForMaskedLM.from_pretrained("exported/first")                  (w
       python pretrain_bert.py name=more init_from=exported/first budget=1m    (training goes on from it)
 
 Options: name, base_dir=outputs, checkpoint (a run's, a folder, a file or a hub id), to,
+         weights=averaged (those that a run's method lends for evaluation, if it does; or last),
          onnx=false (also encoder.onnx, checked against torch), overwrite=false"""
 
 

@@ -20,7 +20,8 @@ Fill the masks of a sentence with a trained model's likeliest words.
   python -m cramming.fill_mask name=first "Paris is the [MASK] of France."
   python -m cramming.fill_mask checkpoint=exported/first "Paris is the [MASK] of France."
 
-Options: name, base_dir=outputs, checkpoint (a run's, a folder, a file or a hub id), top=5"""
+Options: name, base_dir=outputs, checkpoint (a run's, a folder, a file or a hub id), top=5,
+         weights=averaged (those that a run's method lends for evaluation, if it does; or last)"""
 
 
 @dataclass

@@ -20,8 +20,9 @@ Held-out loss, perplexity and accuracy at predicted positions, at a fixed mask r
   python validate_bert.py checkpoint=exported/first data=python_docs     another corpus; a run has its own
 
 checkpoint= takes a run's, an exported or Hugging Face folder, a file of weights, or a hub id.
-Options: name, base_dir=outputs, checkpoint, mask_rate=0.15, mask_seed=0, max_sequences=10000, and those of
-         pretrain_bert.py that begin with data or impl"""
+Options: name, base_dir=outputs, checkpoint, weights=averaged (those that the run's method lends for evaluation, if it
+         does; or last), mask_rate=0.15, mask_seed=0, max_sequences=10000, and those of pretrain_bert.py that begin
+         with data or impl"""
 
 
 @dataclass
@@ -71,7 +72,7 @@ def _loaded(options: Options, words: list[str]) -> tuple[str, Run]:
     if not words:
         found = find(options)
         if found is not None:
-            return f"{found.name}, step {found.checkpoint.step}", load_run(found)
+            return f"{found.name}, step {found.checkpoint.step}", load_run(found, options.averaged)
         raise UserError(f"checkpoint={options.checkpoint} has no corpus of its own: name one, such as data=python_docs")
     weights, found = selected(options)
     run = with_data(weights, found, words)

@@ -18,14 +18,17 @@ from cramming.exchange import initializing
 from cramming.exchange.opening import opened
 from cramming.exchange.places import locate
 from cramming.exchange.weights import Weights, is_imported, of_run
+from cramming.method import Method
 from cramming.model import Model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.session import about, check_fits
+from cramming.suggest import nearest
 from cramming.train import Run
 from rst.clock import Clock
 from rst.costs import StepsCost
 
+WEIGHTS = ("averaged", "last")
 _TOKENS = 128  # of a validation sequence, where neither the model nor the user says
 
 
@@ -36,6 +39,18 @@ class Selection:
     name: str | None = None
     base_dir: str = "outputs"
     checkpoint: str | None = None
+    weights: str = "averaged"  # what a run's method lends for evaluation, if it does; or the last ones it trained
+
+    @property
+    def averaged(self) -> bool:
+        """Whether to take the weights that a run's method lends.
+
+        Raises:
+            UserError: another word than the two.
+        """
+        if self.weights not in WEIGHTS:
+            raise UserError(f"weights={self.weights} is unknown{nearest(self.weights, WEIGHTS)}")
+        return self.weights == "averaged"
 
 
 def find(options: Selection) -> folder.Found | None:
@@ -62,9 +77,9 @@ def selected(options: Selection) -> tuple[Weights, folder.Found | None]:
     Raises:
         UserError: no such checkpoint, or it cannot be used.
     """
-    found = find(options)
+    averaged, found = options.averaged, find(options)
     if found is not None:
-        return of_run(found), found
+        return of_run(found, averaged), found
     assert options.checkpoint is not None
     weights = opened(options.checkpoint, options.base_dir)
     print(weights.title)
@@ -76,8 +91,12 @@ def selected(options: Selection) -> tuple[Weights, folder.Found | None]:
     return weights, None
 
 
-def load_run(found: folder.Found) -> Run:
+def load_run(found: folder.Found, averaged: bool = True) -> Run:
     """The whole run as it was saved, with its corpus; for looking, not for training on.
+
+    Args:
+        found: the run and its checkpoint.
+        averaged: its method lends the model weights for evaluation, if it does.
 
     Raises:
         UserError: a damaged checkpoint, or one of another architecture, tokenizer or corpus.
@@ -91,6 +110,8 @@ def load_run(found: folder.Found) -> Run:
     run = _run(config, Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device)), store, resolved)
     check_fits(found.checkpoint, about(run))
     run.load_state_dict(found.checkpoint.read())
+    if not averaged:
+        run.method = Method()
     return run
 
 
@@ -99,7 +120,7 @@ def with_data(weights: Weights, found: folder.Found | None, words: Sequence[str]
 
     Args:
         weights: the model.
-        found: the run it is of, whose method may lend other weights to validation.
+        found: the run it is of.
         words: options of ``pretrain_bert.py`` that choose the corpus: ``data=``, ``data.<key>=``, ``data_dir=``.
 
     Raises:
@@ -120,7 +141,7 @@ def with_data(weights: Weights, found: folder.Found | None, words: Sequence[str]
     if composed.data.tokenizer != type(composed.data)().tokenizer:
         raise UserError(f"data.tokenizer={composed.data.tokenizer} has no say here: a checkpoint is read with its own")
     train = replace(composed.train, batch_size=1)
-    config = replace(composed, arch=weights.arch, train=train, method={} if found is None else found.config.method)
+    config = replace(composed, arch=weights.arch, train=train)  # what a method lends is in the weights already
     resolved = resolve.resolve(config.impl, None if found is None else resolve.read(found.run_dir))
     torch.set_num_threads(resolved.threads)
     data = config.data
@@ -130,11 +151,7 @@ def with_data(weights: Weights, found: folder.Found | None, words: Sequence[str]
     if store.tokenizer.sha256 != tokenizer.sha256:
         raise UserError(f"data={data.kind} was made with another tokenizer than {weights.title} was trained with")
     parts = Parts(config, weights.vocab_size, torch.device(resolved.device))
-    run = _run(config, parts, store, resolved, model)
-    if config.method:
-        assert found is not None
-        run.method.load_state_dict(found.checkpoint.read()["method"])
-    return run
+    return _run(config, parts, store, resolved, model)
 
 
 def _run(

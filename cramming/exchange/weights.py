@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cramming import folder
 from cramming.architectures.configs import ArchConfig
+from cramming.config import PretrainConfig
 from cramming.data.config import TRAINED_HERE, DataConfig
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
@@ -35,6 +36,7 @@ class Weights:
         fresh: parameters the checkpoint has nothing for, because it has no such head.
         left_out: tensors of the checkpoint that the head has no use for.
         data: the corpus it was trained on, as ``data=`` has it; None: it is not known, or not on this machine.
+        active_layers: those that ran when it was saved, where a method adds layers as it goes; None: all of them.
     """
 
     title: str
@@ -47,9 +49,10 @@ class Weights:
     fresh: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     data: Mapping[str, Any] | None = None
+    active_layers: tuple[int, ...] | None = None
 
     def model(self) -> Model:
-        """The model with these weights, in evaluation mode.
+        """The model with these weights and the layers that are active, in evaluation mode.
 
         Raises:
             UserError: they are of another architecture.
@@ -60,7 +63,28 @@ class Weights:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{self.title} is of another architecture: {reason}") from error
+        if self.active_layers is not None:
+            model.active_layers = self.active_layers
         return model.eval()
+
+    def trained(self) -> "Weights":
+        """The model that the active layers are alone: layers that no method has put to use yet are no part of it.
+
+        Raises:
+            UserError: they are not the first ones, or no options of the architecture describe them.
+        """
+        layers = self.active_layers
+        if layers is None or len(layers) == self.outline().layers:
+            return self
+        way_out = "take a checkpoint with all layers active"
+        if layers != tuple(range(len(layers))):
+            raise UserError(f"{self.title}: no arch describes layers {', '.join(map(str, layers))} alone; {way_out}")
+        try:
+            arch = self.arch.shortened(len(layers))
+        except UserError as error:
+            raise UserError(f"{self.title}: {error}; {way_out}") from error
+        alone = replace(self, arch=arch, active_layers=None)
+        return replace(alone, state={name: self.state[name] for name in alone.outline().state_dict()})
 
     def outline(self) -> Model:
         """The model without memory for its weights."""
@@ -68,8 +92,12 @@ class Weights:
             return self.arch.build(self.vocab_size, self.seq_length)  # type: ignore[return-value]
 
 
-def of_run(found: folder.Found) -> Weights:
+def of_run(found: folder.Found, averaged: bool = True) -> Weights:
     """A checkpoint of one of our runs.
+
+    Args:
+        found: the run and its checkpoint.
+        averaged: with the weights that its method lends the model for evaluation, such as an average, if it does.
 
     Raises:
         UserError: it, or the run's tokenizer, is damaged or missing.
@@ -80,19 +108,35 @@ def of_run(found: folder.Found) -> Weights:
     tokenizer = Tokenizer.load(place)
     if tokenizer.sha256 != found.checkpoint.manifest().get("tokenizer_sha256"):
         raise UserError(f"{place} is not the tokenizer that checkpoint {found.checkpoint.folder} was trained with")
-    state = found.checkpoint.read()["model"]
-    origin = {"run": found.name, "step": found.checkpoint.step, "weights_sha256": sha256(state)}
+    saved = found.checkpoint.read()
+    state: dict[str, Tensor] = saved["model"]
+    layers = saved.get("active_layers")  # an imported model has all of its own
     config = found.config
-    return Weights(
+    weights = Weights(
         title=str(found),
         arch=config.arch,
         vocab_size=tokenizer.vocab_size,
         seq_length=int(config.data.seq_length),
         state=state,
         tokenizer=tokenizer,
-        origin=origin,
+        origin={"run": found.name, "step": found.checkpoint.step},
         data=None if is_imported(found.run_dir) else corpus(config.data),
+        active_layers=None if layers is None else tuple(layers),
     )
+    lent = _lent(config, saved) if averaged else {}
+    if lent:
+        parameters = list(weights.outline().named_parameters(remove_duplicate=False))  # one may go by several names
+        values = {id(parameter): lent[name] for name, parameter in parameters if name in lent}
+        state = {**state, **{name: values[id(p)] for name, p in parameters if id(p) in values}}
+    origin = {**weights.origin, "weights_sha256": sha256(state), **({"averaged": True} if lent else {})}
+    return replace(weights, state=state, origin=origin)
+
+
+def _lent(config: PretrainConfig, saved: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Weights that the run's method would lend the model for evaluation, such as an average."""
+    from cramming.build import build_method  # it knows everything a run is made of, this module too
+
+    return build_method(config.method, config.train.optim).lent(saved["method"]) if "method" in saved else {}
 
 
 def without_head(weights: Weights) -> Weights:
