@@ -5,12 +5,15 @@ A run in memory (``memory.run_of``) has batches of 8 sequences and two layers. E
 
 from collections.abc import Callable
 
+from irreducible_arrays import shared_array
+
 from cramming.method import Method
 from efficient_training.hessian import Hessian
 from efficient_training.hutchinson import Hutchinson
 from efficient_training.layer_dropping import LayerDropping
 from efficient_training.layer_stacking import LayerStacking
 from efficient_training.length_warmup import LengthWarmup
+from efficient_training.rho_loss import RhoLoss
 from efficient_training.schedule_free import ScheduleFree
 from efficient_training.selective_backprop import SelectiveBackprop
 from efficient_training.sharpness import Sharpness
@@ -25,6 +28,7 @@ ACTIVE: dict[str, Callable[[], Method]] = {
         shares=[0.5, 1.0], at=[0.3], optimizer_state="copy", learning_rate_power=0.25, freeze_lower=0.3
     ),
     "length_warmup": lambda: LengthWarmup(start=8, multiple=8, until=0.5),
+    "rho_loss": lambda: RhoLoss(mega_batch_size=20, irreducible=shared_array()),
     "selective_backprop": lambda: SelectiveBackprop(candidates_per_pass=6),
     "sharpness": Sharpness,
     "token_dropping": lambda: TokenDropping(from_depth=0.0, momentum=0.5),
@@ -34,6 +38,7 @@ NEUTRAL: dict[str, Callable[[], Method]] = {
     "hessian": lambda: Hessian(hessian_every_steps=100),
     "layer_dropping": lambda: LayerDropping(theta=1.0),
     "layer_stacking": lambda: LayerStacking(shares=[1.0], at=[]),
+    "rho_loss": lambda: RhoLoss(mega_batch_size=8, irreducible=shared_array()),
     "schedule_free": ScheduleFree,
     "length_warmup": lambda: LengthWarmup(start=24),
     "selective_backprop": lambda: SelectiveBackprop(beta=0.0, candidates_per_pass=4),
