@@ -1,0 +1,79 @@
+"""The report as Markdown, for repositories and pull requests; and the main table for a terminal."""
+
+import io
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Screen
+
+from cramming.report.document import Block, Code, Document, Figures, Folded, Heading, Notices, Table, Text
+
+_ASCII = str.maketrans({"±": "+-", "\N{NO-BREAK SPACE}": " "})
+
+
+def markdown(document: Document) -> str:
+    """The document as Markdown; figures are links to the PNG files beside it."""
+    return "\n\n".join([f"# {_plain(document.title)}", *_blocks(document.blocks)]) + "\n"
+
+
+def terminal(table: Table, width: int | None = None) -> str:
+    """A table as lines of at most ``width`` characters (None: the terminal's), ready to print."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    screen = Screen(title=table.caption, title_justify="left", title_style="", box=box.ASCII if plain else box.ROUNDED)
+    for place, column in enumerate(table.columns):
+        screen.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold",
+                          ratio=None if place else 1)  # fmt: skip
+    for row in table.rows:
+        screen.add_row(*(cell.text for cell in row))
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False, markup=False, emoji=False)
+    console.print(screen)
+    assert isinstance(console.file, io.StringIO)
+    said = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return said.translate(_ASCII) if plain else said
+
+
+def _blocks(blocks: Sequence[Block]) -> list[str]:
+    found = []
+    for block in blocks:
+        match block:
+            case Heading():
+                found.append(f"{'#' * block.level} {_plain(block.text)}")
+            case Text():
+                found.append(_plain(block.text))
+            case Notices():
+                lines = "\n".join(f"* {_plain(line)}" for line in block.lines)
+                found.append(f"**{_plain(block.title)}**\n\n{lines}")
+            case Code():
+                found.append(f"```\n{block.text}\n```")
+            case Figures():
+                found += [f"![{_plain(figure.alt)}]({figure.name}.png)" for figure in block.figures]
+            case Table():
+                found.append(_table(block))
+            case Folded():
+                found += [f"### {_plain(block.summary)}", *_blocks(block.blocks)]
+    return found
+
+
+def _table(table: Table) -> str:
+    lines = [f"{_plain(table.caption)}\n"] if table.caption else []
+    lines.append(f"| {' | '.join(_cell(column.title) for column in table.columns)} |")
+    lines.append(f"| {' | '.join('---:' if column.numeric else '---' for column in table.columns)} |")
+    for row in table.rows:
+        lines.append(f"| {' | '.join(f'`{_cell(c.text)}`' if c.code else _cell(c.text) for c in row)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, but for code between backticks."""
+    parts = text.replace("\n", " ").split("`")
+    outside = [re.sub(r"([\[\]*<])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts)]
+    return "`".join(outside)
