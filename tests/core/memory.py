@@ -146,12 +146,12 @@ def run_of(
     mask_rate: Callable[[float], float] = lambda progress: MASK_RATE,
 ) -> Run:
     """A run at step 0. Its clock counts optimizer steps unless ``costs`` says otherwise."""
-    clock = Clock({"main": costs or StepsCost()}, budget, stop_at, free)
+    method = method or Method()
+    clock = Clock({"main": costs or StepsCost()}, budget, stop_at, {*free, *method.free})
     model = small_model(dropout)
     engine = engine_of(
         model, optimizer, lr=lr, clock=clock, precision=precision, microbatch_size=microbatch_size, clip_norm=0.5
     )
-    method = method or Method()
     source = stream(store(layout), seed, lambda: mask_rate(clock.progress))
     run = Run(PretrainConfig(seed=seed), model, engine, source, clock, method, schedule, batch_size)
     method.setup(run)

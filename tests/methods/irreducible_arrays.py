@@ -1,15 +1,18 @@
 """Irreducible losses of the rows in memory, on the disk for as long as the tests run."""
 
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from memory import MemoryStore, store
 from numpy.typing import NDArray
 
 from cramming.data.stream import Split
+from cramming.errors import UserError
 from efficient_training.irreducible_losses import IrreducibleLosses, identity, write
 
 MASK = {"seed": 7, "rate": 0.25}
@@ -38,3 +41,17 @@ def array(
 def shared_array() -> str:
     """The folder of one that every test may read."""
     return str(array(Path(_folder.name) / "irreducible").folder)
+
+
+def held_out(rows: int) -> dict[str, Any]:
+    """What a manifest says of a split that holds out so many rows."""
+    return {"split": {"name": "keyed", "heldout_rows": rows}}
+
+
+def refused(call: Callable[[], Any], *said: str) -> None:
+    """The call ends in one line with these words."""
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    for words in said:
+        assert words in str(error.value)
