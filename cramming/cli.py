@@ -94,8 +94,7 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
     if any(word.startswith("from_run=") for word in argv):
         job(repeated(argv))
         return
-    # Hydra's parser wants all overrides together, behind the flags.
-    words = sorted(_expanded(argv), key=lambda word: "=" in word and not word.startswith("-"))
+    words = readable(argv)
     for word in words:
         if word.startswith("-") and word.split("=")[0] not in (*_FLAGS, DRY):
             raise UserError(f"unknown flag {word}{nearest(word, (*_FLAGS, DRY))}")
@@ -111,6 +110,8 @@ def _single(job: Callable[[PretrainConfig], None], words: list[str]) -> None:
     """One run, or what Hydra's flags ask for."""
     import hydra
 
+    # Hydra's parser wants all overrides together, behind the flags.
+    words = sorted(words, key=lambda word: "=" in word and not word.startswith("-"))
     failures: list[UserError] = []
 
     def task(composed: DictConfig) -> None:
@@ -195,7 +196,7 @@ def compose(overrides: Sequence[str]) -> PretrainConfig:
         UserError: what is wrong with them.
     """
     load_schemas()
-    words = _expanded(overrides)
+    words = readable(overrides)
     with explained(words):
         return typed(compose_tree(words))
 
@@ -313,7 +314,7 @@ def _option(word: str) -> tuple[str, str]:
     return key.lstrip("+"), value
 
 
-def _expanded(argv: Sequence[str]) -> list[str]:
+def readable(argv: Sequence[str]) -> list[str]:
     """The words as Hydra is to read them: quoted where they must be, ``data.mix=`` with what it stands for."""
     from cramming.data.mixture_words import expanded  # needs the registered data configs
 

@@ -83,6 +83,8 @@ def _missing(error: MissingConfigException, text: str, words: list[str]) -> str:
 
         if (said := not_an_option(words, option, options)) is not None:
             return said
+    if (group, option) == ("hydra/launcher", "joblib"):
+        return "hydra/launcher=joblib, for several jobs at once, is not installed: pip install 'budget-bert[sweep]'"
     return f"{group} has no option {option!r}{nearest(option, options)}"
 
 

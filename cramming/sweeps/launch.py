@@ -8,9 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -25,7 +24,7 @@ from omegaconf import open_dict
 from cramming.cli import CONFIG_DIR
 from cramming.config import PretrainConfig, typed
 from cramming.errors import UserError
-from cramming.resolve import JOBS_AT_ONCE
+from cramming.sweeps.beside import sharing
 from cramming.sweeps.jobs import Job
 from cramming.sweeps.outcomes import Outcome, attempt, finished
 
@@ -71,6 +70,10 @@ class Launch:
         except UserError as error:
             return Job(name, tuple(words), None, str(error))
 
+    def beside(self, total: int) -> AbstractContextManager[None]:
+        """Around all that a sweep of ``total`` jobs runs."""
+        return sharing(min(self.at_once, max(1, total)))
+
     def run(self, jobs: Sequence[Job], job: Callable[[PretrainConfig], None], total: int) -> list[Outcome]:
         """Hand jobs to the launcher and wait for all of them. A job that fails does not end the others."""
         context = HydraContext(config_loader=self.loader, callbacks=Callbacks(self.common))
@@ -78,12 +81,11 @@ class Launch:
             hydra_context=context, task_function=partial(attempt, job, total), config=self.common
         )
         sys.stdout.flush()
-        with _sharing(min(self.at_once, total)):
-            try:
-                returned = launcher.launch([list(job.words) for job in jobs], initial_job_idx=self._launched)
-                outcomes = [result.return_value for result in returned]
-            except BrokenProcessPool:  # of one killed process the others learn by being ended too
-                outcomes = [_after_a_kill(job) for job in jobs]
+        try:
+            returned = launcher.launch([list(job.words) for job in jobs], initial_job_idx=self._launched)
+            outcomes = [result.return_value for result in returned]
+        except BrokenProcessPool:  # of one killed process the others learn by being ended too
+            outcomes = [_after_a_kill(job) for job in jobs]
         self._launched += len(jobs)
         return outcomes
 
@@ -100,20 +102,6 @@ def launching(words: Sequence[str], config_dir: str | None) -> Iterator[Launch]:
     more = [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
     with initialize_config_dir(str(CONFIG_DIR), job_name="pretrain_bert", version_base="1.3"):
         yield Launch([*words, *more])
-
-
-@contextmanager
-def _sharing(at_once: int) -> Iterator[None]:
-    """Tell the processes of the jobs how many of them share this machine."""
-    before: dict[str, Any] = {JOBS_AT_ONCE: os.environ.get(JOBS_AT_ONCE)}
-    os.environ[JOBS_AT_ONCE] = str(at_once)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _after_a_kill(job: Job) -> Outcome:

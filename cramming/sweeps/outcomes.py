@@ -21,10 +21,11 @@ from cramming.config import PretrainConfig, typed
 from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.resolve import jobs_at_once
+from cramming.sweeps.beside import taking_part
 from cramming.sweeps.jobs import Job
 from cramming.text import Unit, amount, number
 
-State = Literal["trained", "finished before", "at work elsewhere", "failed", "not started"]
+State = Literal["trained", "finished before", "at work elsewhere", "failed", "stopped"]
 _COLUMNS = ("run", "steps", "validation loss", "spent", "how it ended")
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def attempt(job: Callable[[PretrainConfig], None], total: int, composed: DictCon
             print(f"{place}, {name}: {said}", flush=True)
             return Outcome("finished before")
         with ExitStack() as stack:
+            if not stack.enter_context(taking_part()):
+                return Outcome("stopped")
             print(f"{place}, {name}: begins", flush=True)
             if jobs_at_once() > 1:  # lines of several runs through each other help nobody; each has its run.log
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -64,6 +67,10 @@ def attempt(job: Callable[[PretrainConfig], None], total: int, composed: DictCon
         if jobs_at_once() > 1:
             print(f"{place}, {name}: ends", flush=True)
         return Outcome("trained")
+    except KeyboardInterrupt:
+        if jobs_at_once() == 1:
+            raise
+        return Outcome("stopped")  # the process that started this one says so
     except folder.Busy as error:  # the same sweep, started twice, shares its jobs
         print(f"{place}, {name}: {error}", file=sys.stderr, flush=True)
         return Outcome("at work elsewhere")
@@ -123,10 +130,18 @@ def show(title: str, lines: Sequence[tuple[str, ...]], file: Path, columns: Sequ
         table.add_column(column, justify="right" if right[place] else "left", overflow="fold")
     for line in lines:
         table.add_row(*line)
-    Console(highlight=False, markup=False).print(table)
+    print_table(table)
     marks = ["---:" if right[place] else "---" for place in range(len(columns))]
     cells = [columns, marks, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
     text = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, f"# {title}\n\n{text}\n".encode())
     print(f"the table: {file}")
+
+
+def print_table(table: Table) -> None:
+    """On a terminal as wide as that is, elsewhere as wide as it takes for names to stay whole."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 240
+    console.print(table)

@@ -27,6 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from cramming.cli import compose
 from cramming.config import PretrainConfig, check_name
 from cramming.errors import UserError
+from cramming.sweeps.beside import told_to_stop
 from cramming.sweeps.jobs import Job, expand
 from cramming.sweeps.outcomes import summary_of
 from cramming.text import amount
@@ -57,7 +58,12 @@ class Stage:
 
     def run(self) -> str | None:
         """Run the command; returns what went wrong. It resumes by itself, or says that it is finished."""
-        code = subprocess.run([sys.executable, "-m", *self.command], check=False).returncode
+        with subprocess.Popen([sys.executable, "-m", *self.command]) as process, told_to_stop(process.pid):
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # the terminal has told it too: it saves
+                process.wait()
+                raise
         return None if code == 0 else f"`python -m {shlex.join(self.command)}` ended with exit code {code}"
 
     @property

@@ -12,7 +12,6 @@ from typing import Any
 
 from filelock import FileLock
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cramming.cli import load_schemas
@@ -51,7 +50,9 @@ def sweep(
         if dry:
             print("nothing was started: leave --dry out to run it")
             return
-        ended = [pair for stage in plan for pair in _run_stage(launch, stage, job, done, len(jobs) - len(done))]
+        left = len(jobs) - len(done)
+        with launch.beside(left):
+            ended = [pair for stage in plan for pair in _run_stage(launch, stage, job, done, left)]
         file = tables_file(launch, name)
         with FileLock(file.with_name(f".{name}.lock")):  # the same sweep may end in two processes at once
             outcomes.show(f"sweep {name}", outcomes.rows(ended), file)
@@ -87,7 +88,7 @@ def announce(name: str, plan: Sequence[Stage]) -> set[str]:
             shown.add_column(column, overflow="fold")
         for line in stages.table(plan, left_s):
             shown.add_row(*line)
-        Console(highlight=False, markup=False).print(shown)
+        outcomes.print_table(shown)
     whole, left = sum(stage.end_s for stage in plan), sum(left_s.values())
     runs = len(jobs) + sum(bool(stage.command) for stage in plan)
     prices = sorted({job.config.rst.kind for job in jobs if job.config is not None})
