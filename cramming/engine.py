@@ -205,6 +205,13 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 
+    def average(self, batches: int) -> None:
+        """Say that what was gathered since the last step is of so many batches: its loss becomes their mean.
+
+        For a method that defers steps and hands the mean of the batches' gradients over itself.
+        """
+        self._loss /= batches
+
     def step(self, factor: float) -> int:
         """Clip, set the learning rates to ``base_lr x factor``, take the optimizer's step, drop the gradients.
 

@@ -110,7 +110,7 @@ class Session:
         run.stream.store.tokenizer.save(run_dir / "tokenizer")
         self._started_s = time.monotonic() - run.notes["elapsed_s"]
         self._step_began_s = time.monotonic()
-        self._spent_s = run.clock.spent_s
+        self._spent_s, self._step = run.clock.spent_s, run.step
         self._counted = self._trained_sequences()
         self._signal: int | None = None
 
@@ -131,7 +131,7 @@ class Session:
         )
         summary: dict[str, Any] | None = None
         with ExitStack() as stack:
-            stack.callback(lambda: _finish_trackers(trackers, summary))
+            stack.callback(lambda: [tracker.finish(summary) for tracker in trackers])
             self._metrics = stack.enter_context(metrics.MetricsLog(self.run_dir / "metrics.jsonl"))
             self._display = stack.enter_context(build_display(header))
             self._trackers = trackers
@@ -165,19 +165,19 @@ class Session:
         """
         run.notes["train_wall_s"] += time.monotonic() - self._step_began_s
         faults.point("step")
-        self._account()
         self._display.tick(run.step, run.clock.progress)
-        before, self._spent_s = self._spent_s, run.clock.spent_s
-        row: dict[str, Any] = {}
-        if not run.clock.exhausted:  # the last row is written, with a validation, when the run ends
-            if self._crossed(self.impl.validate_every_h, before):
-                row = self._validated()
-            if row or run.step % self.impl.log_every_steps == 0:
-                self._write_row(row)
-        marks = [hour for hour in self.impl.keep_at_h if before < hour * self.unit_s <= run.clock.spent_s]
-        every = self.impl.save_every_steps
-        if marks or (every and run.step % every == 0) or self._crossed(self.impl.save_every_h, before):
-            self.save(marks)
+        if self._account():  # else a method has deferred the step, and nothing is due before it is taken
+            before, self._spent_s = self._spent_s, run.clock.spent_s
+            row: dict[str, Any] = {}
+            if not run.clock.exhausted:  # the last row is written, with a validation, when the run ends
+                if self._crossed(self.impl.validate_every_h, before):
+                    row = self._validated()
+                if row or run.step % self.impl.log_every_steps == 0:
+                    self._write_row(row)
+            marks = [hour for hour in self.impl.keep_at_h if before < hour * self.unit_s <= run.clock.spent_s]
+            every = self.impl.save_every_steps
+            if marks or (every and run.step % every == 0) or self._crossed(self.impl.save_every_h, before):
+                self.save(marks)
         if self._signal is not None:
             self.save([])
             print(f"saved at step {run.step}; the same command again goes on from there")
@@ -268,8 +268,8 @@ class Session:
         write_summary(self.run_dir / "summary.json", summary)  # last: a summary of this step says that all is there
         return summary
 
-    def _account(self) -> None:
-        """Add the step to what the next row, the pace and early stopping will say."""
+    def _account(self) -> bool:
+        """Add the batch to what the next row, the pace and early stopping will say; whether a step was taken."""
         notes, engine = self.run.notes, self.run.engine
         trained = self._trained_sequences()
         tokens = (trained - self._counted) * self.run.stream.length
@@ -277,10 +277,12 @@ class Session:
         notes["tokens"] += tokens
         self._pace.advance(tokens, self.run.clock.progress)
         self._counted = trained
-        if engine.loss == engine.loss:
+        stepped, self._step = self.run.step > self._step, self.run.step
+        if stepped and engine.loss == engine.loss:
             notes["losses"] = [notes["losses"][0] + engine.loss, notes["losses"][1] + 1]
             recent = notes["recent_loss"]
             notes["recent_loss"] = engine.loss if recent is None else _RECENT * recent + (1 - _RECENT) * engine.loss
+        return stepped
 
     def _write_row(self, more: dict[str, Any]) -> None:
         run, notes = self.run, self.run.notes
@@ -352,7 +354,7 @@ class Session:
         """Ctrl-C and SIGTERM end the run after the step that is under way; a second Ctrl-C ends it at once."""
 
         def asked(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:
+            if self._signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._signal = number
             _log.info("%s: finishing the step, then saving", signal.Signals(number).name)
@@ -392,8 +394,3 @@ def check_fits(saved: checkpoint.Checkpoint, expected: dict[str, Any]) -> None:
                 f"checkpoint {saved.folder} is {words}: it has {manifest.get(key)}, this run has {expected[key]}; "
                 "choose another name, or start over with resume=false"
             )
-
-
-def _finish_trackers(trackers: list[Tracker], summary: dict[str, Any] | None) -> None:
-    for tracker in trackers:
-        tracker.finish(summary)

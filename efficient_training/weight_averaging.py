@@ -61,7 +61,9 @@ class WeightAveraging(Method):
 
     def __post_init__(self) -> None:
         if self.average not in AVERAGES:
-            raise UserError(f"method.weight_averaging.average={self.average} is unknown{nearest(self.average, AVERAGES)}")
+            raise UserError(
+                f"method.weight_averaging.average={self.average} is unknown{nearest(self.average, AVERAGES)}"
+            )
         for name in ("every_steps", "last_k"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -104,7 +104,9 @@ def test_documents_apart_are_thinned_as_sequences_of_their_own(
     inputs[0, :7], inputs[1, :13] = batch.inputs[0, :7], batch.inputs[0, 7:]
     kept = [[*(p for p in batch.kept[0].tolist() if p < 7)], [p - 7 for p in batch.kept[0].tolist() if p >= 7]]
     assert all(kept)
-    filled = torch.tensor([sorted([*mine, *range(n, n + KEPT - len(mine))]) for mine, n in zip(kept, (7, 13), strict=True)])
+    filled = torch.tensor(
+        [sorted([*mine, *range(n, n + KEPT - len(mine))]) for mine, n in zip(kept, (7, 13), strict=True)]
+    )
     second = (batch.positions[0] >= 7).long()
     positions = batch.positions.repeat(2, 1) - torch.tensor([[0], [7]])
     places = positions.clamp(0, LENGTH - 1)

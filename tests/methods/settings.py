@@ -13,6 +13,7 @@ from efficient_training.hutchinson import Hutchinson
 from efficient_training.layer_dropping import LayerDropping
 from efficient_training.layer_stacking import LayerStacking
 from efficient_training.length_warmup import LengthWarmup
+from efficient_training.progressive_batching import ProgressiveBatching
 from efficient_training.rho_loss import RhoLoss
 from efficient_training.schedule_free import ScheduleFree
 from efficient_training.selective_backprop import SelectiveBackprop
@@ -29,6 +30,7 @@ ACTIVE: dict[str, Callable[[], Method]] = {
     ),
     "length_warmup": lambda: LengthWarmup(start=8, multiple=8, until=0.5),
     "rho_loss": lambda: RhoLoss(mega_batch_size=20, irreducible=shared_array()),
+    "progressive_batching": lambda: ProgressiveBatching(theta=0.5, max_batches=3),
     "selective_backprop": lambda: SelectiveBackprop(candidates_per_pass=6),
     "sharpness": Sharpness,
     "token_dropping": lambda: TokenDropping(from_depth=0.0, momentum=0.5),
@@ -41,6 +43,7 @@ NEUTRAL: dict[str, Callable[[], Method]] = {
     "rho_loss": lambda: RhoLoss(mega_batch_size=8, irreducible=shared_array()),
     "schedule_free": ScheduleFree,
     "length_warmup": lambda: LengthWarmup(start=24),
+    "progressive_batching": lambda: ProgressiveBatching(min_batches=1),
     "selective_backprop": lambda: SelectiveBackprop(beta=0.0, candidates_per_pass=4),
     "sharpness": lambda: Sharpness(rho=0.0),
     "token_dropping": lambda: TokenDropping(share=0.0),

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from memory import LENGTH
 
+from cramming.build import Parts, target_of
 from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.lengths import Lengths
-from cramming.build import Parts, target_of
 from cramming.method import Method
 from efficient_training.length_warmup import LengthWarmup
 
 
 @pytest.mark.parametrize(
-    ("start", "multiple", "until", "full"), [(8, 8, 0.5, 128), (32, 32, 0.3, 128), (24, 16, 0.7, 100), (64, 7, 0.01, 128)]
+    ("start", "multiple", "until", "full"),
+    [(8, 8, 0.5, 128), (32, 32, 0.3, 128), (24, 16, 0.7, 100), (64, 7, 0.01, 128)],
 )
 def test_the_length_is_the_line_rounded_down(start: int, multiple: int, until: float, full: int) -> None:
     """The paper's pacing function, by the share of the budget spent."""

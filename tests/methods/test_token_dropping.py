@@ -199,7 +199,11 @@ def test_a_table_prices_short_layers_as_the_layers_between_the_first_and_the_las
     prices = table()
     assert prices.seconds(Work("forward", 8, LENGTH, 2, short_length=12, short_layers=1)) == 8 * 4.0
     assert prices.seconds(Work("forward", 8, LENGTH, 2)) == 8 * 5.5
-    for wrong in ({"short_layers": 2, "short_length": 12}, {"short_layers": 1}, {"short_layers": 1, "short_length": 25}):
+    for wrong in (
+        {"short_layers": 2, "short_length": 12},
+        {"short_layers": 1},
+        {"short_layers": 1, "short_length": 25},
+    ):
         with pytest.raises(ValueError, match="short layers"):
             Work("forward", 8, LENGTH, 2, **wrong)
 

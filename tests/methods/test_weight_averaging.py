@@ -196,8 +196,6 @@ def test_commands_take_the_average_unless_asked_for_the_last_weights(
 # ---- what is refused ----
 
 
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
