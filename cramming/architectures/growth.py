@@ -113,8 +113,7 @@ def _check_models(source: Model, target: Model, depth: str | None) -> None:
         )
     if target.layers < source.layers:
         raise UserError(f"the checkpoint has {source.layers} layers and the model {target.layers}: it cannot shrink")
-    shared = {id(p) for p in target.blocks[0].parameters()} if len(target.blocks) else set()
-    if len(target.blocks) < target.layers or any(id(p) in shared for b in target.blocks[1:] for p in b.parameters()):
+    if not target.separable_layers:
         if depth is not None:
             raise UserError(
                 f"init_depth={depth}: layers of {large} are one and the same, so nothing grows; leave it out, "

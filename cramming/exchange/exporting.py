@@ -33,7 +33,7 @@ def export(
     It is read back before it takes its place, and must give the same weights to the last bit.
 
     Args:
-        weights: what to export.
+        weights: what to export; of them, the layers that are active.
         to: the new folder.
         name: the model's.
         facts: how it was trained, for its card.
@@ -47,6 +47,7 @@ def export(
         UserError: the folder is there, the architecture has an option nobody else knows, or the disk is full.
     """
     check_free(to, overwrite)
+    given, weights = weights, weights.trained()
     tokenizer = weights.tokenizer
     assert tokenizer is not None, "selected"
     model = weights.model()
@@ -90,8 +91,10 @@ def export(
         raise UserError(f"{to} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    some = [] if weights is given else [f"{model.layers} layers, those that were active when it was saved"]
     loads = f"transformers.{library}" if library else f"the reference's own loader ({family})"
-    return [f"{to}: {len(state)} tensors under the names of {family}, for {loads}", *(["encoder.onnx"] if onnx else [])]
+    said = f"{to}: {len(state)} tensors under the names of {family}, for {loads}"
+    return [said, *some, *(["encoder.onnx"] if onnx else [])]
 
 
 def check_free(to: Path, overwrite: bool) -> None:

@@ -74,7 +74,7 @@ def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
     if chosen.get("resume", "true").lower() not in ("false", "0", "no", "off"):
         found = _begun(given, base_dir, chosen.get("name", "default"))
     if found is None:
-        weights = opened(given, str(base_dir), Request(head=head))
+        weights = opened(given, str(base_dir), Request(head=head)).trained()
         found = {"arch": _architecture(weights), "data": weights.data}
     options = {group: node for group, node in found.items() if node is not None and not groups[group]}
     for group, node in options.items():
@@ -175,7 +175,7 @@ def recorded(run_dir: Path) -> dict[str, Any] | None:
 def _opened(config: PretrainConfig) -> Weights:
     """The checkpoint a run begins with."""
     assert config.init_from is not None, "config.check"
-    weights = opened(config.init_from, config.base_dir, Request(head=config.init_head))
+    weights = opened(config.init_from, config.base_dir, Request(head=config.init_head)).trained()
     if weights.arch.kind != config.arch.kind:
         raise UserError(
             f"init_from={config.init_from} holds arch {weights.arch.kind}, and the run has {config.arch.kind}: leave "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from cramming.errors import UserError
@@ -55,6 +55,14 @@ class ArchConfig:
             labels: None for the masked-language-model head; else a classification head of that many outputs.
         """
         raise NotImplementedError(f"{type(self).__name__} describes no architecture by itself")
+
+    def shortened(self, layers: int) -> ArchConfig:
+        """Options of the model that the first so many layers of this one are, with its weights.
+
+        Raises:
+            UserError: there are no options that make them compute the same alone.
+        """
+        return replace(self, layers=layers)  # type: ignore[call-arg]
 
     def _at_least_one(self, *keys: str) -> None:
         for key in keys:

@@ -144,6 +144,14 @@ class CrammedConfig(ArchConfig):
     def drops_out(self) -> bool:
         return super().drops_out or self.embeddings_drop_out > 0
 
+    def shortened(self, layers: int) -> ArchConfig:
+        if self.deepnorm_scaling:
+            raise UserError(
+                f"{layers} of {self.layers} layers are no model of their own with arch.deepnorm_scaling=true, which "
+                "scales residuals by the number of layers"
+            )
+        return super().shortened(layers)
+
     def build(self, vocab_size: int, seq_length: int, labels: int | None = None) -> nn.Module:
         positions = self._position_rows(seq_length, self.max_positions)
         from cramming.architectures.crammed import Crammed, CrammedClassifier

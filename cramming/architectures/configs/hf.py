@@ -59,6 +59,9 @@ class HfConfig(ArchConfig):
 
         return int(getattr(transformers_config(self), "num_hidden_layers", 1))
 
+    def shortened(self, layers: int) -> ArchConfig:
+        raise UserError(f"{layers} of {self.layers} layers of arch=hf are not known to be a model of their own")
+
     def build(self, vocab_size: int, seq_length: int, labels: int | None = None) -> nn.Module:
         from cramming.architectures.hf_build import build
 
