@@ -52,7 +52,7 @@ def read_numbers(data: bytes, name: str) -> tuple[NDArray[np.int64], NDArray[np.
         elif kind not in _NOTHING:
             raise UserError(f"{name} holds {_named(kind, argument, strings)}: {_REFUSED}")
     if strings:
-        raise UserError(f"{name} holds the text {strings[-1]!r}: {_REFUSED}")
+        raise UserError(f"{name} holds {_named('STOP', None, strings)}: {_REFUSED}")
     if not (begun and ended) or len(keys) != len(values):
         raise UserError(f"{name} is damaged: it is no dict of numbers")
     return np.array(keys, dtype=np.int64), np.array(values, dtype=np.float64)
@@ -72,4 +72,6 @@ def _named(kind: str, argument: object, strings: list[str]) -> str:
         return str(argument).replace(" ", ".")
     if kind == "STACK_GLOBAL" and len(strings) == 2:
         return ".".join(strings)
+    if strings:
+        return f"the text {strings[-1]!r}"
     return f"a {kind} where there is no place for one" if kind in (*_WHOLE, _FLOAT) else f"a {kind}"

@@ -64,6 +64,24 @@ def test_validation_starts_alike_whatever_the_fraction_held_out() -> None:
     assert np.array_equal(small.heldout(np.arange(50)), large.heldout(np.arange(50)))
 
 
+@unhurried
+@given(rows=st.integers(30, 4000), fraction=st.floats(0.1, 0.9))
+def test_what_is_held_out_can_be_a_corpus_of_its_own(rows: int, fraction: float) -> None:
+    """It shares no row with what others train on; a tenth of it is held out in turn, the first that all validate on."""
+    split = Split(rows, fraction)
+    inner = split.of_heldout()
+    trained, validated = inner.train(np.arange(inner.train_rows)), inner.heldout(np.arange(inner.heldout_rows))
+    held_out = split.heldout(np.arange(split.heldout_rows))
+    assert np.array_equal(np.sort(np.concatenate([trained, validated])), np.sort(held_out))
+    assert np.array_equal(validated, held_out[: max(1, split.heldout_rows // 10)])
+    assert inner.name != split.name, "one must not be taken for the other"
+
+
+def test_of_much_that_is_held_out_only_what_all_validate_on_is_held_out_in_turn() -> None:
+    inner = Split(10**9, 0.2).of_heldout()
+    assert (inner.heldout_rows, inner.train_rows) == (10_000, 200_000_000 - 10_000)
+
+
 def test_an_epoch_visits_every_training_row_once_and_the_next_in_another_order() -> None:
     source = stream()
     n = source.split.train_rows
