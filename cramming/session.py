@@ -32,7 +32,7 @@ from cramming.recording.pace import Pace
 from cramming.recording.panel import Header, build_display
 from cramming.recording.plot import plot_curves
 from cramming.recording.summary import summary_table, write_summary
-from cramming.recording.trackers import Tracker, build_trackers
+from cramming.recording.trackers import build_trackers
 from cramming.train import Run, train
 from cramming.validation import validate
 
@@ -255,7 +255,7 @@ class Session:
             "validation_accuracy": validation.get("accuracy"),
             "validation_sequences": validation.get("sequences"),
             "skipped_steps": run.engine.skipped_steps,
-            "data_fingerprint": run.stream.store.fingerprint,
+            **{key: self.about[key] for key in ("data_fingerprint", "tokenizer_sha256")},
             "cost_table": run.config.rst.kind,
             "free": sorted(run.clock.free),
             **run.method.about(),
