@@ -6,7 +6,7 @@ form, and of torch's own attention only the plain form is allowed.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cramming.errors import UserError
 
-_MESSAGES = re.compile(r"once_differentiable|derivative for .* is not implemented|does not .*support double backward")
+_NO_DERIVATIVE = re.compile(r"derivative for .* is not implemented|does not .*support double backward")
+_END = "torch::autograd::Error"  # the node that once_differentiable leaves behind
 
 
 class _Passes:
@@ -54,21 +55,47 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequenc
     Raises:
         UserError: something in the model cannot be differentiated twice.
     """
-    try:
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        used = [(g, p, v) for g, p, v in zip(gradients, parameters, vectors, strict=True) if g is not None]
-        curved = [(g, p, v) for g, p, v in used if g.requires_grad]  # the others are constant: no second derivative
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    given = zip(gradients, parameters, vectors, strict=True)
+    curved = [(g, p, v) for g, p, v in given if g is not None and g.requires_grad]  # the others are constant
+    _refuse_ends((slope for slope, _, _ in curved))
+    found: tuple[Tensor | None, ...] = ()
+    if curved:
         slopes, points, directions = zip(*curved, strict=True)
-        found = torch.autograd.grad(slopes, points, directions, allow_unused=True)
-    except RuntimeError as error:
-        if not _MESSAGES.search(str(error)):
-            raise
-        raise UserError(
-            f"this model cannot be differentiated twice ({str(error).splitlines()[0]}); "
-            "use an optimizer that needs no Hessian, such as train/optim=sophiag"
-        ) from error
+        try:
+            found = torch.autograd.grad(slopes, points, directions, allow_unused=True)
+        except RuntimeError as error:
+            if not _NO_DERIVATIVE.search(str(error)):
+                raise
+            raise _impossible(str(error).splitlines()[0]) from error
     products = {id(p): h for (_, p, _), h in zip(curved, found, strict=True) if h is not None}
     return [
         None if gradient is None else products.get(id(parameter), torch.zeros_like(parameter))
         for gradient, parameter in zip(gradients, parameters, strict=True)
     ]
+
+
+def _refuse_ends(slopes: Iterable[Tensor]) -> None:
+    """Refuse gradients whose graph ends at a function that is differentiable once.
+
+    Autograd puts a node there that raises an error if it is run; it never is, because behind it there is no parameter,
+    and the products would lack what came through it without a word.
+    """
+    nodes = [slope.grad_fn for slope in slopes]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if node.name() == _END:
+            raise _impossible("it has a function that is marked with @once_differentiable")
+        following = {below for below, _ in node.next_functions} - seen
+        seen |= following
+        nodes.extend(following)
+
+
+def _impossible(reason: str) -> UserError:
+    return UserError(
+        f"this model cannot be differentiated twice: {reason}; "
+        "use an optimizer that needs no Hessian, such as train/optim=sophiag"
+    )
