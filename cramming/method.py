@@ -129,15 +129,9 @@ class Chain(Method):
     def __init__(self, methods: dict[str, Method]) -> None:
         self.methods = methods
         refuse_pairs(methods)
-        own = [name for name, method in methods.items() if type(method).objective is not Method.objective]
-        if len(own) > 1:
-            raise UserError(f"method={','.join(own)}: each of these defines the loss; keep one of them")
-        if own:
-            self.objective = methods[own[0]].objective  # type: ignore[method-assign]
-        sizes = {name: m.sequences_per_draw for name, m in methods.items() if m.sequences_per_draw is not None}
-        if len(set(sizes.values())) > 1:
-            raise UserError(f"methods draw for different numbers of sequences ({sizes}); set them to one number")
-        self.sequences_per_draw = next(iter(sizes.values()), None)
+        for name in _with_objective(methods):
+            self.objective = methods[name].objective  # type: ignore[method-assign]
+        self.sequences_per_draw = next(iter(_draw_sizes(methods).values()), None)
         self.accounts = tuple(  # type: ignore[misc]
             dict.fromkeys(account for method in methods.values() for account in method.accounts)
         )
@@ -200,7 +194,8 @@ def refuse_pairs(methods: Mapping[str, Method]) -> None:
     """Refuse methods that exclude each other.
 
     Raises:
-        UserError: two that choose sequences, or a pair that one of them names as impossible; with the reason.
+        UserError: two that choose sequences or define the loss, that draw for different numbers of sequences, or a pair
+            that one of them names as impossible; with the reason.
     """
     selectors = [name for name, method in methods.items() if method.selects]
     if len(selectors) > 1:
@@ -211,6 +206,20 @@ def refuse_pairs(methods: Mapping[str, Method]) -> None:
         for other, reason in method.excludes.items():
             if other in methods:
                 raise UserError(f"method=[{name},{other}] is impossible: {reason}; keep one of them")
+    own = _with_objective(methods)
+    if len(own) > 1:
+        raise UserError(f"method={','.join(own)}: each of these defines the loss; keep one of them")
+    sizes = _draw_sizes(methods)
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"methods draw for different numbers of sequences ({sizes}); set them to one number")
+
+
+def _with_objective(methods: Mapping[str, Method]) -> list[str]:
+    return [name for name, method in methods.items() if type(method).objective is not Method.objective]
+
+
+def _draw_sizes(methods: Mapping[str, Method]) -> dict[str, int]:
+    return {name: m.sequences_per_draw for name, m in methods.items() if m.sequences_per_draw is not None}
 
 
 def _source(method: Method, run: "Run", draw: Draw) -> Draw:

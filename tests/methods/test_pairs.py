@@ -6,6 +6,7 @@ What cannot be combined is refused by name. A seeded sample runs always, every p
 
 import random
 from collections import Counter
+from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from memory import LAYERS, PassCost, same, weights
+from omegaconf import OmegaConf
 from settings import ACTIVE
+from torch import Tensor
 from whole_runs import (
     BRINGS,
     METHODS,
@@ -28,9 +31,12 @@ from whole_runs import (
     run_with,
 )
 
+from cramming import registry
+from cramming.batch import Batch
 from cramming.cli import compose
+from cramming.config import typed
 from cramming.errors import UserError
-from cramming.method import Chain, Method
+from cramming.method import Chain, Forward, Method
 from cramming.registry import lookup
 from cramming.train import Run
 from tests.architectures.families import TINY
@@ -50,6 +56,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, dict[str, str]] = {
     family: {"token_dropping": "whose layers need every token"} for family in ("albert_tiny", "deberta_tiny", "m2_tiny")
 }
+REFUSED["albert_tiny"] |= dict.fromkeys(("layer_dropping", "layer_stacking"), "layers that are each their own")
 Pairs = list[tuple[str, str]]
 
 
@@ -165,7 +172,7 @@ def test_other_precisions_layouts_and_prices(world: str, name: str, tmp_path: Pa
 # ---- what cannot be ----
 
 
-@pytest.mark.parametrize(("first", "second"), IMPOSSIBLE, ids="+".join)
+@pytest.mark.parametrize(("first", "second"), [pytest.param(*pair, id="+".join(pair)) for pair in IMPOSSIBLE])
 def test_two_methods_that_exclude_each_other(first: str, second: str) -> None:
     """Refused by name and with the reason, by a chain of them and on a command line, in either order."""
     why = reason(first, second)
@@ -186,6 +193,56 @@ def test_two_methods_that_exclude_each_other(first: str, second: str) -> None:
             assert why in said
             assert first in said
             assert second in said
+
+
+@dataclass
+class Doubled(Method):
+    """Another objective."""
+
+    def objective(self, forward: Forward, batch: Batch) -> Tensor:
+        return 2 * super().objective(forward, batch)
+
+
+@dataclass
+class Halved(Doubled):
+    """And another."""
+
+
+@dataclass
+class Drawing(Method):
+    """Draws once for so many sequences."""
+
+    sequences_per_draw: int | None = 4
+
+
+@dataclass
+class DrawingOften(Drawing):
+    """And for so many."""
+
+    sequences_per_draw: int | None = 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        (Doubled, Halved, "first,second: each of these defines the loss"),
+        (Drawing, DrawingOften, "'first': 4, 'second': 2"),
+    ],
+)
+def test_what_any_two_methods_cannot_both_do(
+    first: type[Method], second: type[Method], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two losses, two sizes of draw groups: refused when the command line is read, not when the run is built."""
+    tree = OmegaConf.create(asdict(compose(["data=local", "data.path=x"])))
+    for name, kind in (("first", first), ("second", second)):
+        monkeypatch.setitem(registry._classes, ("method", name), kind)
+        tree.method[name] = {}
+        if name == "first":
+            typed(tree)
+    with pytest.raises(UserError, match=says):
+        typed(tree)
+    with pytest.raises(UserError, match=says):
+        Chain({"first": first(), "second": second()})
 
 
 @pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in REFUSED.items() for name in names])

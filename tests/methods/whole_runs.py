@@ -35,7 +35,7 @@ METHODS = [
 OPTIMIZERS = [
     kind for kind in registry.kinds("train/optim") if registry.lookup("train/optim", kind).__module__[:8] == "cramming"
 ]
-OPTIONS: dict[str, dict[str, Any]] = {}  # of optimizers: what has no default
+OPTIONS: dict[str, dict[str, Any]] = {"library": {"name": "adabelief"}}  # of optimizers: what has no default
 # An optimizer brings the method it needs; such a method runs with no other.
 BRINGS = {kind: needed for kind in OPTIMIZERS if (needed := registry.lookup("train/optim", kind).needs_method)}
 SEQUENCES = 8  # in a batch
@@ -145,11 +145,13 @@ class Killed(Exception):  # noqa: N818
 def observed(run: Run, until: int | None = None, folder: Path | None = None) -> list[list[float]]:
     """Train and note losses; ``until`` the loop has gone round so often: then save a checkpoint and stop dead."""
     seen: list[list[float]] = run.notes.setdefault("seen", [])
+    before = run.step
 
     def observe(run: Run) -> None:
-        seen.append(
-            [run.step, run.engine.loss, run.clock.spent_s, run.engine.grad_norm, *run.method.columns().values()]
-        )
+        nonlocal before
+        row = [run.step, run.clock.spent_s, run.engine.grad_norm, *run.method.columns().values()]
+        seen.append([*row, run.engine.loss] if run.step > before else row)  # a step that waits has no loss yet
+        before = run.step
         if len(seen) == until:
             assert folder is not None
             checkpoint.save(folder, run.step, run.state_dict(), {}, keep=1, kept_at_h=[])
