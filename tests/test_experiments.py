@@ -16,7 +16,7 @@ from cramming.errors import UserError
 from cramming.session import pretrain
 from rst import CostTable, Work
 
-STUDY = ("ntng_baseline", "ntng_baseline_bf16", "ntng_lion")
+STUDY = ("ntng_baseline", "ntng_baseline_bf16", "ntng_lion", "ntng_sophia")
 
 
 @pytest.mark.parametrize("name", STUDY)
@@ -33,6 +33,9 @@ def test_the_studys_recipes_are_the_studys(name: str) -> None:
     assert optim.decay_norms is True
     if name == "ntng_lion":
         assert (optim.kind, optim.lr, optim.weight_decay, optim.betas) == ("lion", 7e-4, 0.1, [0.9, 0.99])
+    elif name == "ntng_sophia":
+        assert (optim.kind, optim.lr, optim.weight_decay, optim.rho) == ("sophiag", 4e-4, 0.015, 0.01)
+        assert (optim.hessian_every_steps, optim.hessian_sequences) == (10, 768)
     else:
         assert (optim.kind, optim.lr, optim.weight_decay) == ("adamw", 1e-3, 0.01)
         assert (optim.betas, optim.eps) == ([0.9, 0.98], 1e-12)
