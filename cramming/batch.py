@@ -74,7 +74,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         moved = {name: getattr(self, name) for name in (*_PER_SEQUENCE, "normalizer")}
-        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})
+        return replace(self, **{k: v if v is None else v.to(device) for k, v in moved.items()})  # type: ignore[arg-type]
 
     def _rows(self, rows: slice | Tensor) -> "Batch":
         taken = {name: getattr(self, name) for name in _PER_SEQUENCE}

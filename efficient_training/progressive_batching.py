@@ -74,7 +74,9 @@ class ProgressiveBatching(Method):
         self._device = torch.device("cpu")
         self._least = self.min_batches
         self._used = 0  # batches of the latest step
-        self._forget()
+        self._mean: dict[str, Tensor] = {}  # by parameter, of the gradients gathered
+        self._squares = 0.0  # sum of squared differences from it, over batches and weights (Welford's M2)
+        self._batches = 0  # gathered
 
     def setup(self, run: "Run") -> None:
         """Find out where gradients are."""
@@ -126,9 +128,7 @@ class ProgressiveBatching(Method):
         self._least, self._used = state["least"], state["used"]
 
     def _forget(self) -> None:
-        self._mean: dict[str, Tensor] = {}  # by parameter, of the gradients gathered
-        self._squares = 0.0  # sum of squared differences from it, over batches and weights (Welford's M2)
-        self._batches = 0
+        self._mean, self._squares, self._batches = {}, 0.0, 0
 
     def _passes(self, gradients: dict[str, Tensor], order: list[str]) -> bool:
         """Gather the gradients of one more batch; whether the step may be taken.

@@ -67,9 +67,9 @@ def passes(rule: str, theta: float, gradients: list[Gradient]) -> bool:
     return float(sum(cosines)) / len(cosines) > theta
 
 
-def expected(rule: str, theta: float, given: list[Gradient], least: int, most: int, monotone: bool) -> list[int]:
-    """After how many batches steps are taken."""
-    taken, start = [], 0
+def expected(rule: str, theta: float, given: list[Gradient], monotone: bool) -> list[int]:
+    """After how many batches steps of 2 to 7 are taken."""
+    taken, start, least, most = [], 0, 2, 7
     for end in range(1, len(given) + 1):
         n = end - start
         if n >= least and (n >= most or n == 1 or passes(rule, theta, given[start:end])):
@@ -96,7 +96,7 @@ def test_a_step_is_taken_when_the_test_passes_with_the_mean_of_what_was_gathered
 ) -> None:
     method = gathered(rule, theta, monotone)
     ends = [end for end, _ in method.steps]
-    assert ends == expected(rule, theta, method.given, 2, 7, monotone)
+    assert ends == expected(rule, theta, method.given, monotone)
     assert len(ends) == 4
     for start, (end, used) in zip([0, *ends], method.steps, strict=False):
         assert 2 <= end - start <= 7
@@ -119,7 +119,7 @@ def test_float16s_loss_scale_has_no_part_in_it() -> None:
     method = Keeping(theta=0.5, max_batches=7)
     run = trained(run_of(method, budget=4, lr=0.01, precision="float16"))
     assert run.engine.state_dict()["scale"] > 1.0
-    assert [end for end, _ in method.steps] == expected("norm", 0.5, method.given, 2, 7, False)
+    assert [end for end, _ in method.steps] == expected("norm", 0.5, method.given, monotone=False)
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_batches() -> None:
