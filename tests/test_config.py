@@ -20,6 +20,7 @@ NEEDS = {
     "local": ["data.path=x"],
     "hub": ["data.dataset=a/b"],
     "mixture": ["data.mix=[python_docs]"],
+    "library": ["train.optim.name=adabelief"],
 }  # what has no default
 
 
@@ -30,7 +31,7 @@ def test_every_file_belongs_to_a_group_that_is_tested() -> None:
 
 @pytest.mark.parametrize(("group", "option"), FILES)
 def test_every_file_composes(group: str, option: str) -> None:
-    words = NEEDS.get(option, []) if group == "data" else BASE
+    words = NEEDS.get(option, []) if group == "data" else [*BASE, *NEEDS.get(option, [])]
     config = compose([*words, f"{group}={option}"])
     assert isinstance(config, PretrainConfig)
 

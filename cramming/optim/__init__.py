@@ -27,7 +27,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def build(
-    name: str, groups: "Iterable[torch.nn.Parameter | dict[str, Any]]", *, lr: float, **hyperparameters: Any
+    name: str, groups: "Iterable[torch.nn.Parameter | dict[str, Any]]", /, *, lr: float, **hyperparameters: Any
 ) -> "torch.optim.Optimizer":
     """An optimizer by name.
 

@@ -6,7 +6,7 @@ the earlier systems they go before another optimizer, whose step is its own; pyt
 only, and no LARC.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -47,12 +47,13 @@ class Lars(OptimConfig):
     eps: float = 1e-8
     adapt_vectors: bool = True
     inner: str = "sgd"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Any = None  # a dictionary; one that is typed as such takes no new keys from a command line
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("trust_coefficient", "eps"):
             self._require(name, 0.0, float("inf"), "a finite number from 0")
+        self.options = dict(self.options or {})
         self._inner()
 
     def choose(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

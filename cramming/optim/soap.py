@@ -32,7 +32,7 @@ class Soap(Own):
             assert gradient is not None
             for side, factor in _outer(gradient, group["max_dim"]).items():
                 state[side] = factor.mul_(1.0 - group["shampoo_beta"])
-                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
+                state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1).contiguous()
         return state
 
     def update(self, group: State, parameters: list[Tensor], gradients: list[Tensor], states: list[State]) -> None:
@@ -95,7 +95,8 @@ def _turn(state: State) -> None:
             order = torch.sort((basis * image).sum(-2), descending=True, stable=True).indices  # (..., n)
             along = order.unsqueeze(-1) if axis == -2 else order.unsqueeze(-2)
             state["exp_avg_sq"] = state["exp_avg_sq"].take_along_dim(along, axis)
-            state[f"{side}_basis"] = torch.linalg.qr(image.take_along_dim(order.unsqueeze(-2), -1)).Q
+            basis = torch.linalg.qr(image.take_along_dim(order.unsqueeze(-2), -1)).Q
+            state[f"{side}_basis"] = basis.contiguous()  # by rows, as a checkpoint returns it: products depend on it
 
 
 @register("train/optim", "soap")
