@@ -34,7 +34,7 @@ class LayerDropping(Method):
 
     It composes with layer stacking: n counts the layers that are active at the time. A parameter of a layer that no
     group of a step kept has no gradient, and so neither an update nor decay. A step's probabilities are those of the
-    progress at its beginning.
+    progress at its beginning. Batches that another method gathers for one step (progressive batching) draw alike.
 
     Attributes:
         theta: what theta(t) falls to: the probability with which the last layer is then kept.

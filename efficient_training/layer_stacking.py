@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -105,6 +105,7 @@ class LayerStacking(Method):
         if not 0 <= self.freeze_lower <= 1:
             raise _wrong("freeze_lower", self.freeze_lower, "is a share of the budget; give 0 to 1")
         self._frozen: list[nn.Parameter] = []  # in the step under way
+        self._step: int | None = None  # the step that a batch was passed for last
 
     def stages(self, layers: int) -> list[Stage]:
         """The plan for a model of so many layers: when, ascending, how many are active, ascending.
@@ -143,9 +144,11 @@ class LayerStacking(Method):
     def before_step(self, run: "Run") -> None:
         progress, model = run.clock.progress, run.model
         stages = self.stages(model.layers)
-        for stage in stages:
-            if stage.begins <= progress and stage.layers > len(model.active_layers) and _between_steps(model):
-                self._grow(run, stage.layers)
+        if run.step != self._step:  # else another method has put the step off, and a step has one depth
+            for stage in stages:
+                if stage.begins <= progress and stage.layers > len(model.active_layers):
+                    self._grow(run, stage.layers)
+        self._step = run.step
         (now,) = (i for i, stage in enumerate(stages) if stage.layers == len(model.active_layers))
         self._frozen = []
         if now and progress < stages[now].begins + self.freeze_lower:
@@ -162,6 +165,12 @@ class LayerStacking(Method):
     def update(self, run: "Run", batch: Batch, factor: float, step: Step) -> int:
         share = len(run.model.active_layers) / run.model.layers
         return step(factor * share**self.learning_rate_power)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
 
     def _depths(self, layers: int) -> list[int]:
         """How many layers are active, stage by stage; neighbours may be equal."""
@@ -237,11 +246,6 @@ class LayerStacking(Method):
 
 def _wrong(key: str, value: object, reason: str) -> UserError:
     return UserError(f"method.layer_stacking.{key}={value} {reason}")
-
-
-def _between_steps(model: Model) -> bool:
-    """Whether no gradients wait for a step that another method has put off: a step has one depth."""
-    return all(parameter.grad is None for parameter in model.parameters())
 
 
 def _first_places(sources: list[int]) -> list[int]:

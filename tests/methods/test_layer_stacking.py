@@ -24,6 +24,7 @@ from cramming.method import Chain, Method, Step
 from cramming.schedule import Linear
 from cramming.train import Run
 from efficient_training.layer_stacking import LayerStacking, Stage
+from efficient_training.progressive_batching import ProgressiveBatching
 from rst import CostTable, Work
 from rst.clock import Clock
 from rst.costs import StepsCost
@@ -229,7 +230,7 @@ def test_the_earlier_systems_growths(shared: Path, case: str) -> None:
         engine.optimizer.zero_grad()
         if f"before{i}" in tensors:
             compare(f"before{i}")
-        clock.spent_s = step["seconds"]
+        clock.spent_s, run.step = step["seconds"], i + 1
         method.before_step(run)
         assert len(model.active_layers) == step["active_after"]
         if f"after{i}" in tensors:
@@ -267,21 +268,17 @@ def test_the_first_layer_of_modernbert_has_no_norm_to_copy() -> None:
 
 
 def test_growth_waits_for_a_step_that_was_put_off() -> None:
-    class Defers(Method):
-        calls = 0
-
-        def update(self, run: Run, batch: Batch, factor: float, step: Step) -> int:
-            self.calls += 1
-            return step(factor) if self.calls % 3 == 0 else 0
+    """Nine batches, three to a step: from 10 % and 30 % on, within the first, all of it has one depth."""
 
     class Sequences:
         def seconds(self, work: Work) -> float:
             return float(work.sequences)
 
-    run, depths = deep_run(Chain({"a": LayerStacking(), "b": Defers()}), 4, budget=72, costs=Sequences()), []
-    trained(run, lambda r: depths.append(len(r.model.active_layers)))
-    # Nine batches of 8; 12.5 % and 30 % come before the third and the fourth, and three batches are one step.
-    assert depths == [1, 1, 1, 4, 4, 4, 4, 4, 4]
+    gathered = ProgressiveBatching(min_batches=3, max_batches=3)
+    chain = Chain({"layer_stacking": LayerStacking(at=[0.1, 0.3]), "progressive_batching": gathered})
+    run, depths = deep_run(chain, budget=72, costs=Sequences()), []
+    trained(run, lambda r: depths.append((r.step, len(r.model.active_layers))))
+    assert depths == [(0, 1), (0, 1), (1, 1), (1, 4), (1, 4), (2, 4), (2, 4), (2, 4), (3, 4)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
