@@ -4,8 +4,8 @@ Before every k-th step, with z of +1 and -1 by chance, z H z on the step's own b
 H (Bekas et al., "An estimator for the diagonal of a matrix", 2007). H z is exact, by differentiating twice.
 
 Cost: three forward and backward passes of the batch every k steps, account ``hessian``: a step with an estimate costs
-four times that of AdamW. (The paper counts two: its gradient comes out of the same passes.) Memory: what a batch keeps
-for its gradient and for differentiating that, about three times a training pass.
+four times that of AdamW. (The paper counts two: its gradient comes out of the same passes.) A microbatch keeps what its
+gradient needs and what differentiating that needs, so it may have to be smaller than another optimizer's.
 """
 
 from dataclasses import dataclass

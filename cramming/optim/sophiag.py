@@ -92,7 +92,8 @@ class SophiaGConfig(Moments):
 
     Attributes:
         rho: the smaller, the more coordinates are clipped; the paper wants 0.1 to 0.5 of them not to be.
-        bs: the authors' constant, tokens of a batch; None: the tokens that each estimate really is of.
+        bs: the authors' constant, tokens of a batch; None: the tokens that each estimate really is of. The study had
+            196608, all tokens of its batch, for estimates of at most 16384 of them.
         eps: keeps the denominator from zero.
         hessian_every_steps: k, optimizer steps from one estimate to the next.
         hessian_sequences: fresh sequences of an estimate; None: half of a batch.
