@@ -38,6 +38,8 @@ class Setting:
         synchronize: waits for the device.
         progress: told how far measuring is, in [0, 1].
         calibrate_command: what a person types to measure a table for this run.
+        own_table: what the run's copy of a table is called in its folder.
+        subject: what the prices are for, in a message.
     """
 
     target: Target
@@ -48,6 +50,8 @@ class Setting:
     synchronize: Callable[[], None] | None = None
     progress: Callable[[float], None] | None = None
     calibrate_command: str = "python -m cramming.calibrate"
+    own_table: str = OWN_TABLE
+    subject: str = "this run"
 
 
 @dataclass
@@ -61,6 +65,15 @@ class RstConfig(ABC):
     @abstractmethod
     def build(self, setting: Setting) -> CostModel:
         """The cost model of a run."""
+
+    def build_other(self, setting: Setting, main: CostModel) -> CostModel:
+        """The cost model of another model that the run asks, such as a teacher.
+
+        Args:
+            setting: of that model, with a table of its own in the run's folder.
+            main: the cost model of the run's own model.
+        """
+        return self.build(setting)
 
 
 @dataclass
@@ -80,7 +93,7 @@ class TableConfig(RstConfig):
         Raises:
             UserError: the table is damaged, or does not match the run.
         """
-        own = setting.run_dir / OWN_TABLE
+        own = setting.run_dir / setting.own_table
         if own.exists():
             try:
                 return CostTable.load(own)
@@ -97,7 +110,7 @@ class TableConfig(RstConfig):
         differences = table.differences(target.architecture, target.layers, target.lengths, target.precision)
         if not differences:
             return table
-        found = f"{table.origin} does not match this run: {'; '.join(differences)}"
+        found = f"{table.origin} does not match {setting.subject}: {'; '.join(differences)}"
         way_out = self._way_out(setting)
         if differences == table.differences(table.provenance.architecture, table.layers, (), target.precision):
             way_out = f"use impl.precision={table.provenance.precisions[-1]}, or rst=calibrate"
@@ -165,6 +178,11 @@ class FileConfig(TableConfig):
 
     kind: str = "table"
     path: str = ""
+    other_path: str = ""  # for another model the run asks, such as a teacher, if it is of another architecture
+
+    def build_other(self, setting: Setting, main: CostModel) -> CostModel:
+        """By the table at ``other_path``, or by the run's."""
+        return replace(self, path=self.other_path or self.path).build(setting)
 
     def find(self, setting: Setting) -> CostTable:
         """The table at ``path``."""
@@ -186,6 +204,10 @@ class WallClockConfig(RstConfig):
     def build(self, setting: Setting) -> CostModel:
         """Elapsed seconds between charges."""
         return WallClockCost(synchronize=setting.synchronize)
+
+    def build_other(self, setting: Setting, main: CostModel) -> CostModel:
+        """The same clock: time passes once."""
+        return main
 
 
 @register("rst", "flops")

@@ -34,6 +34,7 @@ _MADE_BY_A_RUN = (
 
 class Busy(UserError):
     """Another process trains this run."""
+_OTHER_TABLES = "rst-*.json"  # of models a run asks beside its own
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def start_over(run_dir: Path) -> None:
     """Remove what a run made there before (``resume=false``)."""
     for name in ("checkpoints", "eval"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in _MADE_BY_A_RUN:
+    for name in (*_MADE_BY_A_RUN, *(table.name for table in run_dir.glob(_OTHER_TABLES))):
         (run_dir / name).unlink(missing_ok=True)
 
 

@@ -43,7 +43,7 @@ from tests.architectures.families import TINY
 
 NAMES = sorted(ACTIVE)
 KINDS: dict[str, type[Method]] = {name: lookup("method", name) for name in METHODS}
-WORDS: dict[str, list[str]] = {}  # of a command line: what a method has no default for
+WORDS = {"distillation": ["method.distillation.checkpoint=x"]}  # of a command line: what a method has no default for
 STEP_PRICE = 3 * SEQUENCES * (1 + LAYERS) + 1
 # Other than a run of packed rows in float32 that counts steps; priced by passes, what a method costs moves the others.
 WORLDS: dict[str, dict[str, Any]] = {
