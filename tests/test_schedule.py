@@ -16,8 +16,9 @@ from cramming.registry import kinds, lookup
 
 KINDS = [
     "constant", "cosine", "cosine_annealing", "dive", "inv_cosine", "inverse_sqrt", "linear", "multi_cycle",
-    "one_cycle", "polynomial", "ramp", "trapezoid", "triangle",
+    "one_cycle", "polynomial", "ramp", "trapezoid", "triangle", "exponential", "inverse_time",
 ]  # fmt: skip
+IN_STEPS = ("step", "elastic_step_decay", "piecewise_constant", "piecewise_inverse_time")  # see test_schedule_steps.py
 share = st.floats(0.01, 0.5)
 progress = st.floats(0.0, 1.0)
 cycles = st.integers(1, 9)
@@ -39,8 +40,11 @@ def schedules(draw: st.DrawFn) -> schedule.Schedule:
     if kind in ("ramp", "inv_cosine"):
         return lookup("train/schedule", kind)(cooldown=draw(share))
     phases = {"warmup": draw(share), "cooldown": draw(share)}
-    if kind in ("linear", "cosine", "cosine_annealing", "polynomial"):
-        phases["end"] = draw(progress)
+    if kind in ("linear", "cosine", "cosine_annealing", "polynomial", "exponential"):
+        phases["end"] = draw(st.floats(0.01, 1.0) if kind == "exponential" else progress)
+        phases["hold"] = draw(st.floats(0.0, 1.0 - phases["warmup"] - phases["cooldown"]))
+    if kind == "inverse_time":
+        phases["strength"] = draw(st.floats(0.1, 30.0))
     if kind == "polynomial":
         phases["power"] = draw(st.floats(0.25, 4.0))
     if kind == "cosine_annealing":
@@ -52,7 +56,8 @@ def restarts(curve: schedule.Schedule) -> list[float]:
     """Where a schedule jumps back to 1."""
     if not isinstance(curve, schedule.CosineAnnealing):
         return []
-    places = [curve.warmup + (1.0 - curve.warmup) * i / curve.cycles for i in range(1, curve.cycles)]
+    begin = curve.warmup + curve.hold
+    places = [begin + (1.0 - begin) * i / curve.cycles for i in range(1, curve.cycles)]
     return [place for place in places if place < 1.0 - curve.cooldown - 1e-6]
 
 
@@ -65,14 +70,15 @@ def joints(curve: schedule.Schedule) -> list[float]:
     if isinstance(curve, schedule.Triangle):
         return [0.0, curve.peak, 1.0]
     found = {0.0, 1.0 - curve.cooldown, *restarts(curve), 1.0}
-    found |= {getattr(curve, "warmup", 0.0), 1.0 - getattr(curve, "phi", 0.0)}
+    warm = getattr(curve, "warmup", 0.0)
+    found |= {warm, warm + getattr(curve, "hold", 0.0), 1.0 - getattr(curve, "phi", 0.0)}
     return sorted(found)
 
 
 def test_the_promised_kinds_are_registered_with_a_config_file_each() -> None:
-    assert set(KINDS) == set(kinds("train/schedule"))
+    assert {*KINDS, *IN_STEPS} == set(kinds("train/schedule"))
     folder = Path(__file__).resolve().parents[1] / "config" / "train" / "schedule"
-    for kind in KINDS:
+    for kind in (*KINDS, *IN_STEPS):
         defaults = OmegaConf.load(folder / f"{kind}.yaml").defaults
         assert list(defaults) == [f"schema_{kind}", "_self_"]
         assert (folder / f"{kind}.yaml").read_text().startswith("# ")
@@ -100,7 +106,9 @@ def test_the_factor_reaches_1_unless_it_is_cooled_down_before(curve: schedule.Sc
 def test_the_factor_jumps_nowhere_but_at_restarts(curve: schedule.Schedule) -> None:
     jumps = restarts(curve)
     if isinstance(curve, schedule.CosineAnnealing):  # a restart just where it cools down may fall on either side of it
-        done = (1.0 - curve.cooldown - curve.warmup) / (1.0 - curve.warmup) * curve.cycles
+        begin = curve.warmup + curve.hold
+        assume(begin < 0.99)
+        done = (1.0 - curve.cooldown - begin) / (1.0 - begin) * curve.cycles
         assume(abs(done - round(done)) > 1e-3)
     for joint in joints(curve):
         before, after = curve(joint - 1e-10), curve(joint + 1e-10)
