@@ -25,6 +25,7 @@ _LINES = ("-", "--", ":", "-.")
 _ACCOUNT_COLOURS = {"train": "#5B7FA6", "optimizer": "#B8C4D2", "selection": "#E69F00", "hessian": "#009E73",
                     "irreducible": "#CC79A7", "teacher": "#8C510A", "sharpness": "#D55E00"}  # fmt: skip
 _WIDTH = 6.6  # inches
+_WIDE = 3.0  # points: the baseline, drawn first, shows on both sides of a line that covers it
 _STEEP = 0.05  # of the budget: the steep beginning of a loss does not decide the scale
 _LONGEST, _BESIDE = 36, 32  # letters of an arm's name in a legend, beside an axis
 _COORDINATES = re.compile(r'\b(d|points)="[^"]*"')
@@ -36,6 +37,7 @@ class Style:
 
     colour: str
     line: str = "-"
+    width: float = 1.7
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Line:
 
 def styles(labels: Sequence[str], baselines: Sequence[str]) -> dict[str, Style]:
     """A style for every arm; baselines come first, in near black."""
-    found = {label: Style(BASELINE_COLOUR, _LINES[i % 4]) for i, label in enumerate(dict.fromkeys(baselines))}
+    found = {label: Style(BASELINE_COLOUR, _LINES[i % 4], _WIDE) for i, label in enumerate(dict.fromkeys(baselines))}
     others = [label for label in dict.fromkeys(labels) if label not in found]
     for i, label in enumerate(others):
         found[label] = Style(_COLOURS[i % len(_COLOURS)], _LINES[i // len(_COLOURS) % len(_LINES)])
@@ -87,7 +89,7 @@ def curves(
         for line in drawn:
             if (mean := line.mean) is not None:
                 x, few = mean.x * x_scale, len(mean.x) <= 40
-                axes.plot(x, mean.mean, color=line.style.colour, linestyle=line.style.line, linewidth=1.8,
+                axes.plot(x, mean.mean, color=line.style.colour, linestyle=line.style.line, linewidth=line.style.width,
                           marker="o" if few else None, markersize=3, label=short(line.label))  # fmt: skip
                 if mean.n > 1:
                     axes.fill_between(x, mean.low, mean.high, color=line.style.colour, alpha=0.16, linewidth=0)

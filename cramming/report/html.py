@@ -21,6 +21,7 @@ from cramming.report.document import (
 )
 
 _HERE = Path(__file__).parent
+_LONG = 20  # letters; a longer name may break at its joints
 # A browser that honours this cannot fetch anything, whatever a run's name or configuration says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -108,8 +109,8 @@ def _row(row: Sequence[Cell], table: Table, colours: Mapping[str, str]) -> str:
             else ""
         )
         text = f"<code>{escape(cell.text)}</code>" if cell.code else _words(cell.text)
-        if cell.arm is not None:
-            text = re.sub(r"([+_,=])", r"\1<wbr>", text)  # long names may break there
+        if len(cell.text) > _LONG and not cell.code:
+            text = re.sub(r"([+_,])(?=[^<>]*(<|$))", r"\1<wbr>", text)  # may break there
         sort = "" if cell.sort is None else f' data-sort="{escape(str(cell.sort))}"'
         tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
         cells.append(f"<{tag}{scope}{_class(column.numeric, cell.tone)}{sort}>{chip}{text}</{tag}>")

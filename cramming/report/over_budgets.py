@@ -24,18 +24,24 @@ def over_budgets(family: Sequence[Comparison], look: Mapping[str, Style], confid
         confidence: of all intervals.
     """
     runs = [run for c in family for run in c.group.runs]
-    if not runs:
+    every = budgets.by_budget([c.group for c in family], family[0].name)
+    arms = {label: every[label] for label in look if len(every.get(label, {})) > 1}
+    if not arms:
         return []
-    arms = budgets.by_budget([c.group for c in family], family[0].name)
     labels = [c.group.label for c in family]
     prefix = f"{'_'.join(labels).lower()}_ends"
     scale, axis = budget_axis(budgets.budget_s(family[-1].group), runs[0].unit)
-    main = [outcome for outcome in outcomes_of(runs) if not outcome.detail]
+    ends = {
+        outcome: {label: _ends(at, outcome, confidence) for label, at in arms.items()}
+        for outcome in outcomes_of(runs)
+        if not outcome.detail
+    }
+    main = [outcome for outcome, of in ends.items() if any(c is not None and len(c.x) > 1 for c in of.values())]
     drawn = [
         figures.curves(
             f"{prefix}_{file_name(outcome.key)}",
             f"{tables.sentence(outcome.label)} at the end, over budgets",
-            [Line(label, look[label], _ends(at, outcome, confidence)) for label, at in arms.items()],
+            [Line(label, look[label], ends[outcome][label]) for label in arms],
             x_label=axis.replace("budget spent", "whole budget"), y_label=outcome.label, x_scale=scale, loss=True,
         )
         for outcome in main
@@ -49,7 +55,7 @@ def over_budgets(family: Sequence[Comparison], look: Mapping[str, Style], confid
         Figures([figure for figure in drawn if figure is not None]),
     ]
     baseline = family[-1].baseline
-    if baseline is not None and len(arms[baseline.label]) > 1:
+    if baseline is not None and baseline.label in arms and main:
         needed = [budgets.reaches(arms, baseline.label, outcome, confidence) for outcome in main]
         caption = (
             "Budget an arm needs, trained to its own end, to be as good as the baseline of the same seed at the "

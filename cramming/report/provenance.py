@@ -1,5 +1,6 @@
 """What was run: commands that repeat it, commits, versions, machines, data and cost tables."""
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -10,6 +11,14 @@ from cramming.text import amount
 
 _OF_HYDRA = re.compile(r" '?hydra\.job\.config\.override_dirname\.exclude_keys=\[[^\]]*\]'?")
 _UNKNOWN = "not recorded"
+# What every summary says; whatever else is there a method said of itself, such as which files it used.
+_USUAL = frozenset((
+    "name", "end_reason", "steps", "unit", "budget_s", "spent_s", "wall_s", "train_wall_s", "ledger", "work",
+    "sequences", "tokens", "tokens_per_s", "loss", "validation_loss", "validation_accuracy", "validation_sequences",
+    "skipped_steps", "data_fingerprint", "tokenizer_sha256", "cost_table", "free", "fast_paths", "git_revision",
+    "environment", "mfu", "devices",
+))  # fmt: skip
+_LONGEST = 400  # letters of what a method says
 
 
 def what_was_run(comparisons: Sequence[Comparison]) -> list[Block]:
@@ -113,9 +122,16 @@ def _versions(runs: Sequence[Run]) -> Table:
                  for run in runs],
         "cost table": [cost_table(run) for run in runs],
     }  # fmt: skip
+    for key in sorted({key for run in runs for key in run.summary} - _USUAL):
+        facts[key.replace("_", " ")] = [_said(run.summary[key]) for run in runs if key in run.summary]
     rows = []
     for fact, values in facts.items():
         for value in dict.fromkeys(values):
             where = values.count(value)
-            rows.append([Cell(fact, fact), Cell(value, value), Cell(f"{where} of {len(values)}", where)])
+            rows.append([Cell(fact, fact), Cell(value, value), Cell(f"{where} of {len(runs)}", where)])
     return Table("", [Column("fact", False), Column("value", False), Column("runs")], rows)
+
+
+def _said(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -7,7 +7,7 @@ from cramming.report.arms import ABSENT, Arm, options
 from cramming.report.document import Cell, Column, Table, Tone
 from cramming.report.intervals import Estimate
 from cramming.report.outcomes import Outcome, Reach, Result
-from cramming.text import amount
+from cramming.text import Unit, amount
 
 _SPACE = "\N{NO-BREAK SPACE}"
 _TONES: Mapping[str, Tone] = {"better": "better", "worse": "worse", "no difference shown": "muted"}
@@ -134,10 +134,10 @@ def ledgers(arms: Sequence[Arm], baseline: Arm | None, caption: str) -> Table:
             spent = fmean(run.ledger.get(account, 0.0) for run in arm.runs)
             share = spent / arm.runs[0].budget_s
             own = f" {'free' if all(account in run.free for run in arm.runs) else 'paid'}" if account in free else ""
-            row.append(Cell(f"{amount(spent, unit)} ({share:.1%}{own})" if spent else ABSENT, spent))
+            row.append(Cell(f"{_amount(spent, unit)} ({share:.1%}{own})" if spent else ABSENT, spent))
         row += [Cell(text, value) for text, value in (_paid(arm), *(_mean(arm, *key) for key in _BOUGHT))]
         wall = _numbers(arm, "wall_s")
-        row.append(Cell(amount(fmean(wall), "s") if wall else ABSENT, fmean(wall) if wall else None))
+        row.append(Cell(_amount(fmean(wall), "s") if wall else ABSENT, fmean(wall) if wall else None))
         rows.append(row)
     return Table(caption, columns, rows)
 
@@ -157,7 +157,13 @@ def settings(arms: Sequence[Arm], baseline: Arm | None, also: Sequence[str], cap
         found = options(arm.runs[0])
         values = [found.get(key, ABSENT) for key in titles.values()]
         seeds = ", ".join(map(str, arm.by_seed))
-        rows.append([arm_cell(arm, baseline), *(Cell(value, value) for value in values), Cell(seeds, seeds)])
+        rows.append(
+            [
+                arm_cell(arm, baseline),
+                *(Cell("none" if value == "[]" else value, value) for value in values),
+                Cell(seeds, seeds),
+            ]
+        )
     return Table(caption, columns, rows)
 
 
@@ -166,7 +172,12 @@ _BOUGHT = (("steps", ",.0f"), ("sequences", ",.0f"), ("tokens_per_s", ",.0f"))
 
 def _paid(arm: Arm) -> tuple[str, float]:
     spent = fmean(run.spent_s for run in arm.runs)
-    return amount(spent, arm.runs[0].unit), spent
+    return _amount(spent, arm.runs[0].unit), spent
+
+
+def _amount(value: float, unit: Unit) -> str:
+    """An amount of budget that stays on one line."""
+    return amount(value, unit).replace(" ", _SPACE)
 
 
 def _mean(arm: Arm, key: str, form: str) -> tuple[str, float | None]:
