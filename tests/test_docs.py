@@ -22,7 +22,7 @@ MAP = (REPOSITORY / "docs" / "architecture.md").read_text()
 @pytest.fixture(autouse=True)
 def checkpoints_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that begin with the weights of a checkpoint compose as where there is one of that name."""
-    found = SimpleNamespace(arch=BertConfig(), seq_length=512, data=None)
+    found = SimpleNamespace(arch=BertConfig(), seq_length=512, data=None, trained=lambda: found)
     monkeypatch.setattr(initializing, "opened", lambda *named: found)
 
 

@@ -38,7 +38,9 @@ def known_keys() -> set[str]:
     for overrides in (
         ["data=local", "arch=bert_base"],
         ["data=python_docs", "train/schedule=linear", "train/optim=sgd"],
-        ["data=python_docs", "arch=m2"],
+        ["data=python_docs", "arch=m2", "train/optim=sophiag"],
+        ["data=python_docs", "method=[layer_stacking,layer_dropping,selective_backprop]"],
+        ["data=python_docs", "method=rho_loss"],
     ):
         found |= set(dotted_keys(cli.compose_tree(overrides)))
     return found
@@ -87,7 +89,8 @@ def test_options_named_as_replacements_exist() -> None:
         ("+train.scheduler", "train/schedule"),
         ("--total_training_time", "budget"),
         ("train/optim_mod", migration.CRAMMING["train.optim_mod"]),
-        ("train.stacking.step_fractions", migration.CRAMMING["train.stacking"]),
+        ("train.stacking.enabled", migration.CRAMMING["train.stacking"]),
+        ("train.stacking.step_fractions", "method.layer_stacking.at"),
         ("train.validation_set.fraction", "data.heldout_fraction"),
         ("train.validation_set.seed", migration.CRAMMING["train.validation_set"]),
         ("train/optim=adam_classic", "train/optim=adam"),
