@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import multiprocessing
 import signal
 import sys
@@ -18,12 +19,14 @@ from published_losses import ARCHIVE, CHUNK, pickled
 from published_set import NAME, RUN, make_small, refused
 
 from cramming import faults
+from cramming.cli import pretraining
 from cramming.data import download, row_blocks
 from cramming.data.number_dicts import read_numbers
 from cramming.data.published import Origin, import_rows
 from cramming.data.published_split import study_split
 from cramming.data.sources.published import PublishedConfig
 from cramming.data.store import TokenStore
+from cramming.session import pretrain
 from efficient_training.irreducible_losses import IrreducibleLosses
 
 FRACTION = 0.2
@@ -231,6 +234,21 @@ def test_what_cannot_be_used_is_refused(
     for given, *said in cases:
         refused(lambda given=given: script.command(given), *said)
     assert not (tmp_path / "out" / "il_losses_c4" / "irreducible").exists()
+
+
+def test_a_run_on_the_published_rows_uses_them(store: TokenStore, chunks: Path, tmp_path: Path) -> None:
+    script.command(words(store, tmp_path, f"from={chunks}"))
+    run = [
+        *words(store, tmp_path), "data=c4_subset_published", "data.seq_length=16", "data.vocab_size=300",
+        "data.heldout_fraction=0.2", "arch=bert_tiny", "arch.hidden=32", "arch.heads=2", "arch.intermediate=64",
+        "train.batch_size=8", "rst=steps", "budget=2", "impl.threads=1", "impl.precision=float32",
+        "impl.microbatch_size=8", "method=rho_loss", "method.rho_loss.irreducible=il_losses_c4",
+    ]  # fmt: skip
+    refused(lambda: pretraining(pretrain, [*run, "name=a"]), "they are of another split", "as study says")
+    refused(lambda: pretraining(pretrain, [*run, "name=b", "data.heldout=study"]), "method.rho_loss.foreign_masks=true")
+    pretraining(pretrain, [*run, "name=c", "data.heldout=study", "method.rho_loss.foreign_masks=true"])
+    used = json.loads((tmp_path / "c" / "summary.json").read_text())["irreducible_losses"]
+    assert (used["foreign_masks"], used["mask"], used["made_by"]["name"]) == (True, None, "published")
 
 
 # ---- the reader ----
