@@ -14,7 +14,7 @@ from cramming.recording.smoothing import centred_mean
 from cramming.report.intervals import t_quantile
 
 PLACES = 160  # of a mean curve: more than a figure's pixels can tell apart, few enough for a small page
-_SMOOTHED_SHARE = 0.01  # a training loss is averaged over this share of the points on each side, twice over
+_SMOOTHED_SHARE = 0.02  # a training loss is averaged over this share of the points on each side, twice over
 
 Values = NDArray[np.float64]
 

@@ -26,6 +26,7 @@ _ACCOUNT_COLOURS = {"train": "#5B7FA6", "optimizer": "#B8C4D2", "selection": "#E
                     "irreducible": "#CC79A7", "teacher": "#8C510A", "sharpness": "#D55E00"}  # fmt: skip
 _WIDTH = 6.6  # inches
 _WIDE = 3.0  # points: the baseline, drawn first, shows on both sides of a line that covers it
+_FEW = 24  # points that are marked one by one
 _STEEP = 0.05  # of the budget: the steep beginning of a loss does not decide the scale
 _LONGEST, _BESIDE = 36, 32  # letters of an arm's name in a legend, beside an axis
 _COORDINATES = re.compile(r'\b(d|points)="[^"]*"')
@@ -67,9 +68,9 @@ def curves(
     x_label: str,
     y_label: str,
     x_scale: float = 1.0,
-    loss: bool = False,
+    outcome: bool = False,
 ) -> Figure | None:
-    """Means over seeds with their intervals as bands; None where there is nothing to draw.
+    """Means over seeds; None where there is nothing to draw.
 
     Args:
         name: of the file.
@@ -78,7 +79,8 @@ def curves(
         x_label: below, with the unit.
         y_label: beside, with the unit.
         x_scale: multiplies places.
-        loss: scale the vertical axis to what comes after the steep beginning; other quantities begin at zero.
+        outcome: what runs are judged by: intervals are drawn as bands, and the vertical axis is scaled to what comes
+            after the steep beginning. Other quantities have no band, and their axis begins at zero.
     """
     drawn = [line for line in lines if line.mean is not None or any(map(len, line.singles))]
     if not drawn:
@@ -88,10 +90,10 @@ def curves(
         axes = canvas.axes
         for line in drawn:
             if (mean := line.mean) is not None:
-                x, few = mean.x * x_scale, len(mean.x) <= 40
+                x, few = mean.x * x_scale, len(mean.x) <= _FEW
                 axes.plot(x, mean.mean, color=line.style.colour, linestyle=line.style.line, linewidth=line.style.width,
                           marker="o" if few else None, markersize=3, label=short(line.label))  # fmt: skip
-                if mean.n > 1:
+                if outcome and mean.n > 1:
                     axes.fill_between(x, mean.low, mean.high, color=line.style.colour, alpha=0.16, linewidth=0)
             for single in line.singles:
                 axes.plot(single.x * x_scale, single.y, color=line.style.colour, linestyle=_DOTTED, linewidth=1)
@@ -99,7 +101,7 @@ def curves(
             axes.plot([], [], color=_GREY, linestyle=_DOTTED, linewidth=1, label=unfinished[0])
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.set_ylim(*_limits(drawn, loss))
+        axes.set_ylim(*_limits(drawn, outcome))
         axes.set_xlim(left=0)
         canvas.legend()
     ends = [f"{line.label} {line.mean.mean[-1]:.4g}" for line in drawn if line.mean is not None]
@@ -162,13 +164,15 @@ def accounts(name: str, title: str, rows: Sequence[tuple[str, Mapping[str, float
     """
     if not rows:
         return None
-    named = list(dict.fromkeys(account for _, shares, _ in rows for account in shares))
+    named = sorted(
+        {account for _, shares, _ in rows for account in shares}, key=lambda account: (account != "train", account)
+    )
     colours = account_colours(named)
     with _Canvas(name, title, 0.75 + 0.32 * len(rows), named) as canvas:
         axes = canvas.axes
         for place, (_, shares, free) in enumerate(rows):
             left = 0.0
-            for account in sorted(shares, key=lambda account: account in free):
+            for account in sorted(shares, key=lambda account: (account in free, account != "train")):
                 hatch = "////" if account in free else None
                 axes.barh(place, 100 * shares[account], left=left, height=0.62, color=colours[account], hatch=hatch,
                           edgecolor="white", linewidth=0.8, alpha=0.55 if hatch else 1.0)  # fmt: skip
@@ -203,18 +207,18 @@ def short(label: str, longest: int = _LONGEST) -> str:
     return f"{label[:half]}...{label[-half:]}"
 
 
-def _limits(lines: Sequence[Line], loss: bool) -> tuple[float, float]:
+def _limits(lines: Sequence[Line], outcome: bool) -> tuple[float, float]:
     seen: list[float] = []
     last = max(float(c.x[-1]) for line in lines for c in (line.mean, *line.singles) if c is not None and len(c.x))
     for line in lines:
         for x, y in [(line.mean.x, line.mean.mean)] if line.mean is not None else []:
-            seen += [float(v) for v in (y[x >= _STEEP * last] if loss else y)]
+            seen += [float(v) for v in (y[x >= _STEEP * last] if outcome else y)]
         for single in line.singles:
-            seen += [float(v) for v in (single.y[single.x >= _STEEP * last] if loss else single.y)]
+            seen += [float(v) for v in (single.y[single.x >= _STEEP * last] if outcome else single.y)]
     if not seen:
         return 0.0, 1.0
     low, high = min(seen), max(seen)
-    if not loss:
+    if not outcome:
         return min(0.0, low), 1.08 * high or 1.0
     margin = 0.07 * (high - low) or 0.1
     return low - margin, high + margin

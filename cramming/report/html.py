@@ -21,7 +21,7 @@ from cramming.report.document import (
 )
 
 _HERE = Path(__file__).parent
-_LONG = 20  # letters; a longer name may break at its joints
+_LONG = 12  # letters; a longer name may break at its joints
 # A browser that honours this cannot fetch anything, whatever a run's name or configuration says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 

@@ -42,7 +42,7 @@ def over_budgets(family: Sequence[Comparison], look: Mapping[str, Style], confid
             f"{prefix}_{file_name(outcome.key)}",
             f"{tables.sentence(outcome.label)} at the end, over budgets",
             [Line(label, look[label], ends[outcome][label]) for label in arms],
-            x_label=axis.replace("budget spent", "whole budget"), y_label=outcome.label, x_scale=scale, loss=True,
+            x_label=axis.replace("budget spent", "whole budget"), y_label=outcome.label, x_scale=scale, outcome=True,
         )
         for outcome in main
     ]  # fmt: skip

@@ -149,7 +149,7 @@ class Part:
                 drawn.append(
                     figures.curves(
                         f"{self.prefix}{column}_by_{name}", f"{title} against {words}", lines,
-                        x_label=axis, y_label=_LOSS, x_scale=scale, loss=True,
+                        x_label=axis, y_label=_LOSS, x_scale=scale, outcome=True,
                     )
                 )  # fmt: skip
         return drawn

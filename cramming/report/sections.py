@@ -109,6 +109,7 @@ def _how_to_read(confidence: float) -> list[Block]:
             "Budget is reference system time: what the cost table asks for every pass, whatever this machine took. "
             "Wall seconds hold validation, saving and whatever else the machine did. The training loss is that of the "
             "sequences a method chose to train on, so it compares only methods that choose none; the validation loss "
-            "is of the same held-out sequences under the same masks for all."
+            "is of the same held-out sequences under the same masks for all. "
+            "The curves of what happened on the way are means over seeds."
         ),
     ]

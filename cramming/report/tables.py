@@ -122,7 +122,8 @@ def ledgers(arms: Sequence[Arm], baseline: Arm | None, caption: str) -> Table:
     """Mean budget by account, what it bought, and what the wall clock said."""
     runs = [run for arm in arms for run in arm.runs]
     unit = runs[0].unit
-    accounts = list(dict.fromkeys(account for run in runs for account, spent in run.ledger.items() if spent))
+    spent_on = {account for run in runs for account, spent in run.ledger.items() if spent}
+    accounts = sorted(spent_on, key=lambda account: (account != "train", account))
     free = {account for run in runs for account in run.free}
     titles = [f"{account} (free)" if account in free else account for account in accounts]
     columns = [Column("arm", False), *(Column(title) for title in titles)]
