@@ -92,9 +92,8 @@ def check_same(config: PretrainConfig, run_dir: Path) -> None:
     """
     if not ((run_dir / _BEGUN).exists() and (run_dir / "config.yaml").exists()):
         return
-    stored = OmegaConf.to_container(stored_config(run_dir.parent, run_dir.name))
-    assert isinstance(stored, dict)
-    differing = differences(stored, asdict(config))
+    # Typed, so that options which are newer than the run have the defaults it was trained with.
+    differing = differences(asdict(typed(stored_config(run_dir.parent, run_dir.name))), asdict(config))
     if differing:
         raise UserError(
             f"{run_dir.name} was started with other options: "

@@ -83,6 +83,16 @@ def test_another_configuration_under_the_same_name_is_refused(finished: Path) ->
         train(finished, "name=whole", "train.optim.lr=0.1")
 
 
+def test_options_that_are_newer_than_a_run_do_not_keep_it_from_going_on(folder: Path) -> None:
+    train(folder, "name=old", "stop_at=4")
+    file = folder / "outputs" / "old" / "config.yaml"
+    stored = file.read_text()
+    file.write_text(stored.replace("  validate_sequences: 10000\n", "").replace("  train_on: train\n", ""))
+    assert file.read_text().count("\n") == stored.count("\n") - 2
+    train(folder, "name=old", "stop_at=5")
+    assert summary(folder, "old")["steps"] == 5
+
+
 def test_a_command_that_was_refused_leaves_its_name_free(folder: Path, finished: Path) -> None:
     with pytest.raises(UserError, match="no such account"):
         train(folder, "name=whole", "free=[selections]")
