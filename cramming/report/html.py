@@ -109,7 +109,7 @@ def _row(row: Sequence[Cell], table: Table, colours: Mapping[str, str]) -> str:
             else ""
         )
         text = f"<code>{escape(cell.text)}</code>" if cell.code else _words(cell.text)
-        if len(cell.text) > _LONG and not cell.code:
+        if len(cell.text) > _LONG and not cell.code and not column.numeric:
             text = re.sub(r"([+_,])(?=[^<>]*(<|$))", r"\1<wbr>", text)  # may break there
         sort = "" if cell.sort is None else f' data-sort="{escape(str(cell.sort))}"'
         tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
