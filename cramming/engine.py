@@ -245,7 +245,8 @@ class Engine:
         Args:
             kind: ``forward``, ``forward_backward``, or ``update``: a step at learning rate 0 and zero gradients, with
                 the refresh of the low-precision copy that follows it; it charges the clock and moves the optimizer's
-                state, so it is for engines that are no part of a run.
+                state, so it is for engines that are no part of a run. Of an optimizer that does some of its work every
+                ``period`` steps only, so many steps, which an attribute ``times`` of the callable says.
             batch: what to work on; an update needs none of it.
             active_layers: the depth to work at; an update writes every parameter.
         """
@@ -263,12 +264,15 @@ class Engine:
             self.synchronize()
 
         def update() -> None:
-            for (parameter, _), gradient in zip(self._pairs, gradients, strict=True):
-                parameter.grad = gradient
-            self.step(0.0)
-            self._refresh()
+            for _ in range(period):
+                for (parameter, _), gradient in zip(self._pairs, gradients, strict=True):
+                    parameter.grad = gradient
+                self.step(0.0)
+                self._refresh()
             self.synchronize()
 
+        period: int = getattr(self.optimizer, "period", 1)
+        update.times = period  # type: ignore[attr-defined]
         gradients = [torch.zeros_like(parameter) for parameter, _ in self._pairs] if kind == "update" else []
         return update if kind == "update" else passes
 

@@ -56,6 +56,10 @@ class Lars(OptimConfig):
         self.options = dict(self.options or {})
         self._inner()
 
+    @property
+    def priced_as(self) -> str:
+        return f"{self.kind}-{self._inner().priced_as}"
+
     def choose(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self._inner().choose(of_one_role(groups))
 

@@ -18,6 +18,7 @@ from cramming.optim.groups import HIDDEN
 from cramming.registry import register
 from cramming.suggest import nearest
 
+_PERIOD = 10  # steps that are measured together for a price: some do a part of their work every so many
 _OURS = ("params", "lr", "weight_decay")
 WANTS_MORE = "it wants the model, or arguments that no option gives"
 WANTS_GRAPH = "it differentiates gradients once more; train/optim=adahessian and sophiag have that done by the engine"
@@ -80,6 +81,10 @@ class Library(OptimConfig):
         if self.weight_decay and "weight_decay" not in signature:
             raise UserError(f"train.optim.weight_decay={self.weight_decay}: {self.name} has none; leave it out")
 
+    @property
+    def priced_as(self) -> str:
+        return f"{self.kind}-{self.name}"
+
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         from pytorch_optimizer.optimizer.muon.base import MuonBase
 
@@ -93,6 +98,7 @@ class Library(OptimConfig):
             optimizer: torch.optim.Optimizer = cls(groups, lr=self.lr, **options)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(f"train.optim.name={self.name}: {error}") from error
+        optimizer.period = _PERIOD  # type: ignore[attr-defined]
         return optimizer
 
     def _class(self) -> Any:

@@ -122,6 +122,10 @@ class MuonConfig(Adaptive):
         if self.iterations < 1:
             raise UserError(f"train.optim.iterations={self.iterations} orthogonalizes nothing; give 1 or more")
 
+    @property
+    def priced_as(self) -> str:
+        return f"{self.kind}-{self.iterations}"
+
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         hidden = [group for group in groups if group["role"] == HIDDEN]
         rest = [group for group in groups if group["role"] != HIDDEN]

@@ -16,7 +16,16 @@ State = dict[str, Any]
 
 
 class Own(torch.optim.Optimizer):
-    """An optimizer whose parameters do not see one another; a parameter without a gradient is left as it is."""
+    """An optimizer whose parameters do not see one another; a parameter without a gradient is left as it is.
+
+    ``period`` is the number of steps after which the work of a step repeats itself: what is done in one of them only is
+    in the price of all.
+    """
+
+    @property
+    def period(self) -> int:
+        """Steps."""
+        return max(int(group.get("update_every", 1)) for group in self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

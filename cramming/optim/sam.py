@@ -51,6 +51,7 @@ class Sam(torch.optim.Optimizer):
     def __init__(self, inner: torch.optim.Optimizer, rho: float) -> None:
         super().__init__(inner.param_groups, inner.defaults)
         self.inner, self.rho = inner, rho
+        self.period: int = getattr(inner, "period", 1)
         self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -114,6 +114,10 @@ class ShampooConfig(Adaptive):
         if self.eps == 0.0:
             raise UserError("train.optim.eps=0: not every covariance has an inverse root; give a number above 0")
 
+    @property
+    def priced_as(self) -> str:
+        return f"{self.kind}-{self.update_every}-{self.block_size}"
+
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         options = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps}
         options |= {"weight_decay": self.weight_decay, "grafting_eps": self.grafting_eps}

@@ -128,6 +128,10 @@ class SoapConfig(Adaptive):
             if getattr(self, name) < 1:
                 raise UserError(f"train.optim.{name}={getattr(self, name)} must be 1 or more")
 
+    @property
+    def priced_as(self) -> str:
+        return f"{self.kind}-{self.update_every}-{self.max_dim}"
+
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         options = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps, "max_dim": self.max_dim}
         options |= {"weight_decay": self.weight_decay, "update_every": self.update_every}

@@ -4,13 +4,14 @@ That a run which is killed ends to the same bits is in ``tests/methods/test_pair
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from memory import MemoryStore, same, small_model
+from memory import MemoryStore, batch_of, engine_of, same, small_model
 from torch import Tensor, nn
 from whole_runs import OPTIMIZERS, OPTIONS, run_with
 
@@ -198,6 +199,58 @@ def test_a_state_taken_up_from_a_file_continues_to_the_last_bit(name: str, tmp_p
     go_on(resumed, second, range(3, STEPS))
     for expected, parameter in zip(whole, resumed, strict=True):
         assert torch.equal(expected, parameter)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_of_zero_leave_weights_finite(name: str) -> None:
+    """As prices of updates are measured with; and those of a layer that a step did not reach."""
+    parameters = fresh(3)
+    optimizer = made(name, parameters)
+    for t in range(12):
+        step(optimizer, {p: torch.zeros_like(p) if t < 11 else gradients(p)[0] for p in parameters})
+        assert all(torch.isfinite(p).all() for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "period"),
+    [
+        ("adamw", {}, 1),
+        ("lamb", {}, 1),
+        ("soap", {}, 10),
+        ("shampoo", {"update_every": 3}, 3),
+        ("lars", {"inner": "soap"}, 10),
+        ("sam", {"inner": "soap"}, 10),
+        ("library", {"name": "adan"}, 10),
+    ],
+)
+def test_the_price_of_an_update_is_measured_over_whole_periods(name: str, options: dict[str, Any], period: int) -> None:
+    """Or what is done every tenth step would be done for nothing."""
+    engine = engine_of(optimizer=name, hyperparameters=options)
+    taken: list[int] = []
+    engine.optimizer.register_step_post_hook(lambda *_: taken.append(1))
+    probe = engine.probe("update", batch_of(1), (0, 1))
+    probe()
+    assert len(taken) == probe.times == period  # type: ignore[attr-defined]
+
+
+def test_optimizers_whose_updates_differ_have_prices_of_their_own() -> None:
+    named = [
+        lookup("train/optim", name)(**options).priced_as
+        for name, options in (
+            ("soap", {}),
+            ("soap", {"update_every": 1}),
+            ("shampoo", {}),
+            ("lars", {}),
+            ("lars", {"inner": "adamw"}),
+            ("larc", {}),
+            ("muon", {}),
+            ("muon", {"iterations": 3}),
+            ("library", {"name": "adan"}),
+            ("library", {"name": "adabelief"}),
+        )
+    ]
+    assert len(set(named)) == len(named)
+    assert all(re.fullmatch(r"[a-z0-9_-]+", name) for name in named)  # a part of the name of a file
 
 
 # ---- on a model ----

@@ -303,3 +303,18 @@ def test_passes_of_one_length_are_over_one_number_of_sequences() -> None:
     works = [*probe_works(4, 128, 16), Work("forward", 8, 128, 4)]
     with pytest.raises(CalibrationError, match="one number of sequences for each length"):
         build_table(timings_of(true_price, works), PROVENANCE)
+
+
+def test_what_comes_every_so_many_calls_is_in_the_price_of_all() -> None:
+    """Nine calls of 30 ms and one of 330: a probe that makes ten of them says so."""
+    machine = Machine()
+    parts = [machine.probe("update", 0.03 if n else 0.33) for n in range(10)]
+
+    def ten() -> None:
+        for part in parts:
+            part()
+
+    ten.times = 10  # type: ignore[attr-defined]
+    timings = measure({"update": ten, "pass": machine.probe("pass", 0.5)}, rounds=5, now=machine.now)
+    assert timings["update"].seconds == pytest.approx(0.06)
+    assert timings["pass"].seconds == pytest.approx(0.5)
