@@ -30,11 +30,11 @@ _BEGUN = "metrics.jsonl"  # opened when training begins
 _MADE_BY_A_RUN = (
     "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png"
 )  # fmt: skip
+_OTHER_TABLES = "rst-*.json"  # prices of models a run asks beside its own
 
 
 class Busy(UserError):
     """Another process trains this run."""
-_OTHER_TABLES = "rst-*.json"  # of models a run asks beside its own
 
 
 @contextmanager

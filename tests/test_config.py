@@ -21,6 +21,7 @@ NEEDS = {
     "hub": ["data.dataset=a/b"],
     "mixture": ["data.mix=[python_docs]"],
     "library": ["train.optim.name=adabelief"],
+    "distillation": ["method.distillation.checkpoint=x"],
 }  # what has no default
 
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 from memory import LENGTH, VOCABULARY, batch_of, run_of, small_model, trained
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from whole_runs import run_with
 
 from cramming.batch import Batch
+from cramming.build import Parts, flops_of, target_of
+from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.method import Method, Step
 from cramming.train import Run
@@ -259,3 +262,34 @@ def test_families_whose_layers_need_every_token_are_refused_by_name(family: str)
         dropping().setup(run)
     run.model = small_model()  # type: ignore[assignment]
     dropping().setup(run)
+
+
+# ---- built from a command line ----
+
+
+WORDS = ["data=local", "data.path=x", "arch=bert_tiny", "arch.layers=4", "data.seq_length=24", "method=token_dropping"]
+
+
+def test_every_length_that_a_layer_sees_has_a_price() -> None:
+    for words, lengths in (
+        ([], (24, 12)),
+        (["method.token_dropping.share=0"], (24,)),
+        (["train.lengths=[12,16]", "train.lengths_until=[0.1,0.2]"], (24, 6, 8, 12, 16)),
+    ):
+        config = compose([*WORDS, *words])
+        assert target_of(Parts(config, VOCABULARY, torch.device("cpu")), "float32").lengths == lengths
+
+
+@pytest.mark.parametrize("family", ["bert_tiny", "crammed_tiny", "mosaic_tiny"])
+def test_operations_are_those_that_a_thinned_pass_takes(family: str) -> None:
+    config = compose([*WORDS, f"arch={family}", "arch.layers=4", "train.mask_rate=0.25"])
+    parts = Parts(config, VOCABULARY, torch.device("cpu"))
+    model = parts.model().eval()
+    method = TokenDropping()
+    batch = replace(batch_of(3), kept=torch.arange(0, LENGTH, 2).repeat(3, 1), kept_depth=(0.5, 1.0))
+    batch = replace(batch, positions=batch.positions[:, :6], labels=batch.labels[:, :6], weights=batch.weights[:, :6])
+    with FlopCounterMode(display=False) as counter:
+        model(batch)
+    work = model.work("forward", batch)
+    assert (work.short_layers, work.short_length) == (1, method.kept(LENGTH))
+    assert flops_of(parts, model)(work) == pytest.approx(counter.get_total_flops(), rel=1e-6)
