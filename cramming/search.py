@@ -131,7 +131,7 @@ def search(
     with launching(words, config_dir) as launch:
         name = check_name(str(launch.common.name or "search"))
         arms = _arms(launch, name, options)
-        trials = options.trials or min(_grid_size(arm) for arm in arms)
+        trials = min(_grid_size(arm) for arm in arms) if options.trials is None else options.trials
         _check(arms, trials, options)
         first, unit_s = arms[0].config, arms[0].config.rst.unit_s
         each_s = first.stop_at_s or first.budget_s

@@ -100,13 +100,13 @@ def told_to_stop(process: int) -> Iterator[None]:
 
 def take_device(folder: Path, devices: int) -> FileLock:
     """Make the GPU with the fewest jobs this process's own; it is free again when the lock is."""
-    for place, device in itertools.product(itertools.count(), range(devices)):
-        lock = FileLock(folder / f"gpu-{device}-{place}.lock")
+    for place in itertools.count():
+        lock = FileLock(folder / f"gpu-{place}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             continue
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(place % devices)
         return lock
     raise AssertionError("places are endless")
 

@@ -35,20 +35,22 @@ class Launch:
     Attributes:
         loader: finds the files of ``config/`` and of ``--config-dir``.
         words: the command line's, without those for Hydra itself.
-        common: the tree of the words that are no sweep.
+        fixed: those of them that are no sweep.
+        found_in: the word that names another folder with configuration files, if there is one.
+        common: the tree of the fixed words.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], found_in: Sequence[str] = ()) -> None:
         parsed = OverridesParser.create().parse_overrides(list(words))
-        hydras = [word for word in words if word.startswith(("hydra.", "hydra/"))]
-        fixed = [
-            word for word, o in zip(words, parsed, strict=True) if not o.is_sweep_override() and word not in hydras
-        ]
+        last = {o.get_key_element(): (word, o) for word, o in zip(words, parsed, strict=True)}  # has the last say
+        hydras = [word for key, (word, _) in last.items() if key.startswith(("hydra.", "hydra/"))]
+        self.found_in = list(found_in)
+        self.words = [word for word, _ in last.values() if word not in hydras]
+        self.fixed = [word for word, o in last.values() if not o.is_sweep_override() and word not in hydras]
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         self.loader: ConfigLoader = hydra.config_loader
-        self.words = [word for word in words if word not in hydras]
-        self.common = hydra_compose("pretrain", [*fixed, *hydras], return_hydra_config=True)
+        self.common = hydra_compose("pretrain", [*self.fixed, *hydras, *found_in], return_hydra_config=True)
         self._launched = 0
 
     @property
@@ -101,7 +103,7 @@ def launching(words: Sequence[str], config_dir: str | None) -> Iterator[Launch]:
     GlobalHydra.instance().clear()
     more = [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
     with initialize_config_dir(str(CONFIG_DIR), job_name="pretrain_bert", version_base="1.3"):
-        yield Launch([*words, *more])
+        yield Launch(words, more)
 
 
 def _after_a_kill(job: Job) -> Outcome:

@@ -20,12 +20,17 @@ def measure_first(configs: Sequence[PretrainConfig]) -> None:
 
     What cannot be built is left to the job itself, which says so.
     """
-    chosen = list({_prices(config): config for config in configs if _is_measured(config)}.values())
+    chosen = kinds_of_prices(configs)
     if not chosen:
         return
     process = multiprocessing.get_context("spawn").Process(target=measure_all, args=(chosen,))
     process.start()
     process.join()
+
+
+def kinds_of_prices(configs: Sequence[PretrainConfig]) -> list[PretrainConfig]:
+    """One configuration for each table that the runs will ask for; a run that has begun has its own."""
+    return list({_prices(config): config for config in configs if _is_measured(config)}.values())
 
 
 def measure_all(configs: Sequence[PretrainConfig]) -> None:

@@ -16,19 +16,16 @@ import importlib.util
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from cramming.cli import compose
 from cramming.config import PretrainConfig, check_name
 from cramming.errors import UserError
 from cramming.sweeps.beside import told_to_stop
 from cramming.sweeps.jobs import Job, expand
+from cramming.sweeps.launch import Launch
 from cramming.sweeps.outcomes import summary_of
 from cramming.text import amount
 
@@ -75,27 +72,19 @@ class Stage:
         return float(summary["spent_s"]) if summary else 0.0
 
 
-def stages_of(
-    name: str,
-    study: Mapping[str, Any],
-    words: Sequence[str],
-    loader: ConfigLoader,
-    composed: Callable[[str, Sequence[str]], Job],
-) -> list[Stage]:
+def stages_of(name: str, study: Mapping[str, Any], launch: Launch) -> list[Stage]:
     """The stages that a command line stands for.
 
     Args:
         name: the sweep's.
         study: entries of the chosen experiment; none: one grid.
-        words: the command line's, without flags.
-        loader: Hydra's.
-        composed: makes a job of its name and words.
+        launch: the command line.
 
     Raises:
         UserError: an entry that cannot be read, or words that cannot be used.
     """
     if not study:
-        return [Stage("", "", [composed(*one) for one in expand(name, words, loader)])]
+        return [Stage("", "", [launch.composed(*one) for one in expand(name, launch.words, launch.loader)])]
     stages = []
     for label, line in study.items():
         check_name(str(label))
@@ -104,14 +93,14 @@ def stages_of(
         except ValueError as error:
             raise UserError(f"study.{label}: {line!r} is no command line: {error}") from error
         if entry[:2] == ["python", "-m"]:
-            stages.append(_command(name, str(label), entry[2:], words))
+            stages.append(_command(f"{name}-{label}", str(label), entry[2:], launch))
             continue
-        jobs = [composed(*one) for one in expand(name, [*entry, *words], loader, str(label))]
+        jobs = [launch.composed(*one) for one in expand(name, [*entry, *launch.words], launch.loader, str(label))]
         stages.append(Stage(str(label), " ".join(entry), jobs))
     return stages
 
 
-def _command(name: str, label: str, entry: Sequence[str], words: Sequence[str]) -> Stage:
+def _command(name: str, label: str, entry: Sequence[str], launch: Launch) -> Stage:
     module, *own = entry or [""]
     try:
         known = importlib.util.find_spec(module) if module else None
@@ -119,12 +108,13 @@ def _command(name: str, label: str, entry: Sequence[str], words: Sequence[str]) 
         known = None
     if known is None:
         raise UserError(f"study.{label}: there is no module {module!r}")
-    parsed = OverridesParser.create().parse_overrides(list(words))
     # A sweep of the command line is over runs, not over what they share.
-    shared = [word for word, o in zip(words, parsed, strict=True) if not o.is_sweep_override()]
-    given = [word for word in (*own, *shared) if not word.startswith(("name=", "~"))]
-    given.append(f"name={name}-{label}")
-    return Stage(label, " ".join(entry), command=(module, *given), config=compose(given))
+    given = [word for word in (*own, *launch.fixed) if not word.startswith(("name=", "~"))]
+    given.append(f"name={name}")
+    job = launch.composed(name, given)
+    if job.config is None:
+        raise UserError(f"study.{label}: {job.refused}")
+    return Stage(label, " ".join(entry), command=(module, *given, *launch.found_in), config=job.config)
 
 
 def table(stages: Sequence[Stage], left_s: Mapping[str, float]) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ table, kept under ``<base_dir>/_sweeps``.
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from cramming.cli import load_schemas
 from cramming.config import PretrainConfig, check_name
-from cramming.costs import WallClockConfig
+from cramming.costs import CalibrateConfig, WallClockConfig
 from cramming.errors import UserError
 from cramming.sweeps import outcomes, stages
 from cramming.sweeps.jobs import Job
@@ -44,7 +45,7 @@ def sweep(
     with launching(words, config_dir) as launch:
         name = check_name(str(launch.common.name or "default"))
         study: dict[str, Any] = {str(label): line for label, line in launch.common.study.items()}
-        plan = stages.stages_of(name, study, launch.words, launch.loader, launch.composed)
+        plan = stages.stages_of(name, study, launch)
         jobs = [one for stage in plan for one in stage.jobs]
         done = announce(name, plan)
         if dry:
@@ -114,8 +115,8 @@ def _run_stage(
     if stage.command:
         print(f"{stage.label}: python -m {shlex.join(stage.command)}", flush=True)
         said = stage.run()
-        name = stage.command[-1].partition("=")[2]
-        named = Job(name, stage.command, stage.config)
+        assert stage.config is not None
+        named = Job(str(stage.config.name), stage.command, stage.config)
         return [(named, Outcome("trained") if said is None else Outcome("failed", said))]
     return run_jobs(launch, stage.jobs, job, done, total)
 
@@ -134,14 +135,16 @@ def run_jobs(
     for one in jobs:
         if one.name in done:
             print(f"{one.name}: finished before, passed over", flush=True)
-    if left and launch.at_once > 1:
-        configs = [one.config for one in left if one.config is not None]
-        if any(isinstance(config.rst, WallClockConfig) for config in configs):
-            raise UserError(
-                "rst=wallclock pays for the time that passes, and jobs at once slow each other: leave hydra/launcher= "
-                "out, or use another rst"
-            )
-        measure_first(configs)  # jobs that run beside each other would spoil it
+    configs = [one.config for one in left if one.config is not None]
+    if launch.at_once > 1 and any(isinstance(config.rst, WallClockConfig) for config in configs):
+        raise UserError(
+            "rst=wallclock pays for the time that passes, and jobs at once slow each other: "
+            "leave hydra/launcher= out, or use another rst"
+        )
+    refresh = any(isinstance(config.rst, CalibrateConfig) and config.rst.refresh for config in configs)
+    if left and (launch.at_once > 1 or refresh):  # jobs beside each other would spoil it; once for all of them
+        measure_first(configs)
+        left = [replace(one, words=(*one.words, *(["rst.refresh=false"] if refresh else []))) for one in left]
     if left:
         found |= {one.name: outcome for one, outcome in zip(left, launch.run(left, job, total), strict=True)}
     return [(one, found[one.name]) for one in jobs]

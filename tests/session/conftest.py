@@ -32,3 +32,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> Path:
     (place / "text.txt").write_text(corpus)
     assert runs.run(runs.command(place, "name=whole")) == 0
     return place
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> Path:
+    """The folder of a sweep ``s`` over two seeds that nobody interrupted, one job after another on one thread."""
+    place = tmp_path_factory.mktemp("finished_sweep")
+    (place / "text.txt").write_text(corpus)
+    assert runs.run([*runs.command(place, "name=s"), "-m", "seed=0,1"]) == 0
+    return place
