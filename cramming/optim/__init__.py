@@ -1,8 +1,11 @@
 """Optimizers: one dataclass each, found by name.
 
-``config.py`` has those that torch and lion-pytorch ship. Every other module of this package is imported as well, so a
-new optimizer is one file here (a dataclass registered under ``train/optim`` whose ``build`` returns a
-``torch.optim.Optimizer``) and one file in ``config/train/optim``.
+``config.py`` has those that torch (adamw, adam, sgd, radam) and lion-pytorch (lion) ship, ``library.py`` any of
+pytorch-optimizer's by its own name. The others are written here, because what the libraries have breaks a law that
+every optimizer here keeps: each file says which, and ``tests/optim/test_optim_origins.py`` shows it.
+
+Every module of this package is imported, so a new optimizer is one file here (a dataclass registered under
+``train/optim`` whose ``build`` returns a ``torch.optim.Optimizer``) and one file in ``config/train/optim``.
 """
 
 import importlib
