@@ -131,7 +131,8 @@ class Session:
         )
         summary: dict[str, Any] | None = None
         with ExitStack() as stack:
-            stack.callback(lambda: [tracker.finish(summary) for tracker in trackers])
+            for tracker in trackers:
+                stack.callback(lambda tracker: tracker.finish(summary), tracker)
             self._metrics = stack.enter_context(metrics.MetricsLog(self.run_dir / "metrics.jsonl"))
             self._display = stack.enter_context(build_display(header))
             self._trackers = trackers
