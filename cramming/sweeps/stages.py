@@ -130,5 +130,7 @@ def table(stages: Sequence[Stage], left_s: Mapping[str, float]) -> list[tuple[st
 
 def cost(seconds: float, unit_s: int) -> str:
     """Device-hours, or steps under ``rst=steps``."""
+    if unit_s == 1:
+        return amount(seconds, "steps")
     hours = seconds / 3600
-    return amount(seconds, "steps") if unit_s == 1 else f"{hours:,.{0 if hours >= 100 else 2}f} device-hours"
+    return f"{hours:,.{0 if hours >= 100 else 2}f} device-hours" if hours >= 0.1 else f"{hours * 60:.2f} device-minutes"

@@ -78,6 +78,8 @@ def test_a_dry_sweep_says_what_it_costs_and_starts_nothing(tmp_path: Path, capsy
     assert "sweep s: 2 runs, 10 steps by rst=steps" in capsys.readouterr().out
     pretraining(job, [*words, "--dry", "rst=rtx3090", "budget=90m,24", "stop_at=30m"])
     assert "sweep s: 4 runs, 2.00 device-hours by rst=rtx3090" in capsys.readouterr().out
+    pretraining(job, [*words, "--dry", "rst=rtx3090", "budget=90s"])
+    assert "sweep s: 2 runs, 3.00 device-minutes by rst=rtx3090" in capsys.readouterr().out
     assert (job.seen, list(tmp_path.iterdir())) == ([], [])
 
 
