@@ -19,10 +19,10 @@ demo: $(STAMP)  ## about 5 minutes on 2 CPU cores: prepare text, train, resume, 
 	@$(BIN)/python -m cramming.demo
 
 test: $(STAMP)  ## the test suite without the full grids
-	@$(BIN)/python -m pytest -q -m "not full and not network"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not full and not network"
 
 test-full: $(STAMP)  ## every test that needs no internet, full grids included
-	@$(BIN)/python -m pytest -q -m "not network"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not network"
 
 check: $(STAMP)  ## quick self-check of a clone: the structure holds and every config composes
 	@$(BIN)/python -m pytest -q -x -m "not full and not network" tests/test_structure.py tests/test_config.py

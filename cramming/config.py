@@ -150,7 +150,7 @@ class PretrainConfig:
 
 @dataclass
 class Composed(PretrainConfig):
-    """The tree of a command line: a run, and the study that an experiment may describe (``cramming/sweeps/stages.py``)."""
+    """The tree of a command line: a run, and the study that an experiment may describe (``cramming/sweeps``)."""
 
     study: dict[str, Any] = field(default_factory=dict)  # name of a part -> the end of its command line
 

@@ -33,7 +33,7 @@ _MADE_BY_A_RUN = (
 _OTHER_TABLES = "rst-*.json"  # prices of models a run asks beside its own
 
 
-class Busy(UserError):
+class BusyError(UserError):
     """Another process trains this run."""
 
 
@@ -42,7 +42,7 @@ def held(run_dir: Path) -> Iterator[None]:
     """Make the folder and keep every other process out of it.
 
     Raises:
-        Busy: another process trains this run.
+        BusyError: another process trains this run.
         UserError: the folder cannot be made.
     """
     try:
@@ -53,7 +53,7 @@ def held(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Busy(f"another process is working on {run_dir}; wait for it to end, or choose another name") from None
+        raise BusyError(f"another process is working on {run_dir}; wait for it to end, or choose another name") from None
     try:
         yield
     finally:

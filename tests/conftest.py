@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # No test may depend on elapsed time, and every run draws the same cases.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -71,7 +71,7 @@ def attempt(job: Callable[[PretrainConfig], None], total: int, composed: DictCon
         if jobs_at_once() == 1:
             raise
         return Outcome("stopped")  # the process that started this one says so
-    except folder.Busy as error:  # the same sweep, started twice, shares its jobs
+    except folder.BusyError as error:  # the same sweep, started twice, shares its jobs
         print(f"{place}, {name}: {error}", file=sys.stderr, flush=True)
         return Outcome("at work elsewhere")
     except Exception as error:
