@@ -53,7 +53,9 @@ def held(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(f"another process is working on {run_dir}; wait for it to end, or choose another name") from None
+        raise BusyError(
+            f"another process is working on {run_dir}; wait for it to end, or choose another name"
+        ) from None
     try:
         yield
     finally:
