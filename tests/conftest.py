@@ -1,6 +1,5 @@
 """What several test modules share."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # No test may depend on elapsed time, and every run draws the same cases.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
-if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
-    torch.set_num_threads(1)
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +18,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Models this small are slower on several threads, much slower where other tests want the cores too."""
+    torch.set_num_threads(1)  # a run that was tested before may have set its own number
 
 
 @pytest.fixture

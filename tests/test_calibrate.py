@@ -39,7 +39,6 @@ def price(name: str, work: Work) -> float:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was run, once each; it takes what ``price`` says."""
-    torch.set_num_threads(1)
     calls: list[Any] = []
 
     def measure(probes: Mapping[Any, Callable[[], None]], **_: Any) -> dict[Any, Timing]:

@@ -21,20 +21,35 @@ def markdown(document: Document) -> str:
 
 
 def terminal(table: Table, width: int | None = None) -> str:
-    """A table as lines of at most ``width`` characters (None: the terminal's), ready to print."""
+    """A table as lines of at most ``width`` characters (None: the terminal's), ready to print.
+
+    Where it is too wide the last numbers are left out, which the page has; then what remains is folded.
+    """
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    shown = _fitting(table, width)
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     screen = Screen(title=table.caption, title_justify="left", title_style="", box=box.ASCII if plain else box.ROUNDED)
-    for place, column in enumerate(table.columns):
+    for place in shown:
+        column = table.columns[place]
         screen.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold",
                           ratio=None if place else 1)  # fmt: skip
     for row in table.rows:
-        screen.add_row(*(cell.text for cell in row))
-    width = width or shutil.get_terminal_size((120, 24)).columns
+        screen.add_row(*(row[place].text for place in shown))
     console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False, markup=False, emoji=False)
     console.print(screen)
     assert isinstance(console.file, io.StringIO)
     said = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
     return said.translate(_ASCII) if plain else said
+
+
+def _fitting(table: Table, width: int) -> list[int]:
+    """The columns that fit, by number: without the last numeric ones, as many as must go; three stay in any case."""
+    wide = [max(len(c.title), *(len(row[i].text) for row in table.rows)) + 3 for i, c in enumerate(table.columns)]
+    shown = list(range(len(wide)))
+    for place in reversed(shown):
+        if sum(wide[i] for i in shown) + 1 > width and table.columns[place].numeric and len(shown) > 3:
+            shown = [i for i in shown if i != place]
+    return shown
 
 
 def _blocks(blocks: Sequence[Block]) -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cramming.cli import pretraining
 from cramming.data.preparation import prepare
@@ -86,7 +85,6 @@ def test_wordpiece_has_unknown_text(works: tuple[Path, list[str]]) -> None:
 
 def test_a_model_trains_on_it(works: tuple[Path, list[str]]) -> None:
     path, documents = works
-    torch.set_num_threads(1)
     words = f"name=ja base_dir={path.parent / 'outputs'} data=local data.path={path} data.tokenizer=train"
     model = "arch=bert_tiny data.vocab_size=1600 data.seq_length=64 data.heldout_fraction=0.02"
     loop = "rst=steps budget=12 train.batch_size=8 impl.precision=float32 impl.threads=1"

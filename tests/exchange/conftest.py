@@ -1,22 +1,8 @@
 """One thread, the schemas, and a corpus of letters."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-from cramming.cli import load_schemas
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads."""
-    load_schemas()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cramming.cli import pretraining
 from cramming.errors import UserError
@@ -48,7 +47,6 @@ def test_killed_in_every_part_of_a_curriculum(folder: Path, mode: str) -> None:
 
 def test_prices_of_short_sequences(folder: Path) -> None:
     """Under analytic prices a step costs what its own length costs, attention and predicted positions included."""
-    torch.set_num_threads(1)
     words = [
         "rst=flops",
         "rst.flops_per_s=1e6",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cramming.cli import load_schemas, pretraining
 from cramming.data.stream import Split
@@ -34,8 +33,7 @@ EVERY = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread; several blocks an array."""
-    torch.set_num_threads(1)
+    """Several blocks an array."""
     monkeypatch.setattr(irreducible, "BLOCK_ROWS", BLOCK_ROWS)
 
 

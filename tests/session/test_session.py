@@ -20,11 +20,6 @@ from rst import Timing, Work
 from . import runs
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def train(folder: Path, *overrides: str) -> None:
     """Run in this process."""
     pretraining(pretrain, runs.command(folder, *overrides))

@@ -41,6 +41,7 @@ DISTRIBUTIONS = (
     "transformers",
     "safetensors",
     "lion-pytorch",
+    "pytorch-optimizer",
     "pyarrow",
     "zstandard",
     "filelock",
