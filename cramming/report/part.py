@@ -1,7 +1,8 @@
 """The sections of one comparison: ends, the budget to reach them, curves, accounts, arms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from cramming.text import Unit
 _LOSS = "loss (nats per predicted token)"
 _TRACES = (
     ("lr", "Learning rate", "learning rate"),
-    ("layers", "Depth", "active layers"),
+    ("layers", "Depth", "layers; where drawn, mean so far"),
     ("kept_share", "Kept fraction", "share of candidates trained on"),
     ("tokens_per_s", "Throughput", "tokens trained on per second"),
     ("batch_size", "Batch size", "sequences"),
@@ -169,14 +170,14 @@ class Part:
         finished = [run for run in arm.runs if run.unfinished is None]
         seeds: dict[int, list[Curve]] = {}
         for run in finished:
-            seeds.setdefault(run.seed, []).append(curves.curve(run.rows, column, smooth=smooth))
+            seeds.setdefault(run.seed, []).append(curves.curve(rows_of(run, column), column, smooth=smooth))
         mean = curves.mean_curve(
             [curves.mean_over_runs(of) for of in seeds.values() if all(map(len, of))], self.confidence
         )
         if wall and mean is not None:
             mean = MeanCurve(_wall(finished, mean.x), mean.mean, mean.low, mean.high, mean.n)
         x = "elapsed_s" if wall else "spent_s"
-        singles = [curves.curve(run.rows, column, x, smooth) for run in self.c.unfinished(arm)]
+        singles = [curves.curve(rows_of(run, column), column, x, smooth) for run in self.c.unfinished(arm)]
         return Line(arm.label, self.look[arm.label], mean, [_thinned(single) for single in singles if len(single)])
 
     def _accounts(self) -> Figure | None:
@@ -209,6 +210,13 @@ def _wall(runs: Sequence[Run], spent: curves.Values) -> curves.Values:
     """Mean wall seconds (G,) at budgets (G,): seeds are averaged at equal budgets, whatever their machine did."""
     taken = [curves.curve(run.rows, "elapsed_s") for run in runs]
     return np.asarray(np.mean([np.interp(spent, c.x, c.y) for c in taken if len(c)], axis=0))
+
+
+def rows_of(run: Run, column: str) -> Sequence[Mapping[str, Any]]:
+    """A run's rows; where layers are drawn by chance, their depth is what sequences went through, not what there is."""
+    if column != "layers":
+        return run.rows
+    return [{**row, "layers": row.get("mean_layers", row.get("layers"))} for row in run.rows]
 
 
 def _thinned(c: Curve) -> Curve:

@@ -7,6 +7,7 @@ import pytest
 from fabricate import run
 
 from cramming.errors import UserError
+from cramming.report.part import rows_of
 from cramming.report.runs import DamagedRunError, read, read_all
 
 
@@ -133,3 +134,11 @@ def test_no_file_of_a_run_is_touched(tmp_path: Path) -> None:
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
     read(folder)
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()} == before
+
+
+def test_depth_that_is_drawn_by_chance_is_what_sequences_went_through(tmp_path: Path) -> None:
+    plain, _ = read(run(tmp_path, "plain"))
+    drawn, _ = read(run(tmp_path, "drawn", columns={"mean_layers": lambda p: 2 - p}))
+    assert {row["layers"] for row in rows_of(plain, "layers")} == {2}
+    assert [row["layers"] for row in rows_of(drawn, "layers")] == [2 - row["progress"] for row in drawn.rows]
+    assert rows_of(drawn, "lr") is drawn.rows
