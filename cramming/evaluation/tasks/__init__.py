@@ -1,0 +1,1 @@
+"""Downstream tasks: what each one asks, and how its rows become examples."""
