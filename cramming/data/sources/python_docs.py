@@ -206,6 +206,11 @@ def installed(names: tuple[str, ...]) -> dict[str, Distribution]:
 
 def _files(distributions: dict[str, Distribution]) -> list[tuple[Path, int]]:
     """Python files of the standard library and of ``distributions`` with their sizes, shuffled by their names."""
+    return [(path, size) for _, path, size in named_files(distributions)]
+
+
+def named_files(distributions: dict[str, Distribution]) -> list[tuple[str, Path, int]]:
+    """Those files with their names: distribution (``python``: the standard library), slash, path; and their sizes."""
     named: dict[str, Path] = {}
     for name, one in distributions.items():
         for file in one.files or []:
@@ -220,10 +225,10 @@ def _files(distributions: dict[str, Distribution]) -> list[tuple[Path, int]]:
     def shuffled(name: str) -> bytes:
         return hashlib.blake2b(f"{_SEED} {name}".encode(), digest_size=16).digest()
 
-    files: list[tuple[Path, int]] = []
+    files: list[tuple[str, Path, int]] = []
     for name in sorted(named, key=shuffled):
         if named[name].is_file():
             size = named[name].stat().st_size
             if size <= _LARGEST_FILE:
-                files.append((named[name], size))
+                files.append((name, named[name], size))
     return files
