@@ -34,7 +34,9 @@ class Encoded:
         choices: texts of each example.
         keys: (E,) what metrics and submissions need beside a prediction.
         cut: what truncation left out.
-        sha256: of everything above; results name it.
+        sha256: of everything else here; results name it.
+        pad_id: what fills the end of a row in a batch.
+        per_span: labels are of spans, as in token classification.
     """
 
     tokens: np.ndarray
@@ -47,6 +49,8 @@ class Encoded:
     keys: Sequence[Mapping[str, Any]]
     cut: Cut
     sha256: str
+    pad_id: int = 0
+    per_span: bool = False
 
     def __len__(self) -> int:
         return (len(self.starts) - 1) // self.choices
