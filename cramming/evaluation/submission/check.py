@@ -136,7 +136,7 @@ def _of_entity(said: dict[str, Any], file: File) -> str | None:
 def _of_passage(said: dict[str, Any], file: File) -> str | None:
     form = "has not the form {idx, passage: {questions: [{idx, answers: [{idx, label}]}]}}, each idx once"
     passage = said.get("passage")
-    questions = passage.get("questions") if isinstance(passage, dict) else None
+    questions: Any = passage.get("questions") if isinstance(passage, dict) else None
     if not _all_numbered(questions):
         return form
     for question in questions:

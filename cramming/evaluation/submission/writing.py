@@ -22,7 +22,7 @@ class Answers:
     """What goes into one file.
 
     Attributes:
-        keys: of each answer: ``idx``, its makers' number; for MultiRC ``paragraph``, ``question`` and ``answer`` instead,
+        keys: of each answer: ``idx``, its makers' number; or for MultiRC ``paragraph``, ``question``, ``answer``, and
             for ReCoRD ``query``.
         values: of each answer: a class, a number, or the text of an entity.
     """
