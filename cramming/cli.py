@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cramming import registry
-from cramming.composition import dotted_keys, explain
+from cramming.composition import Tree, dotted_keys, explain
 from cramming.config import CHOSEN, PretrainConfig, check_name, register_schemas, typed
 from cramming.errors import UserError
 from cramming.suggest import nearest
@@ -166,8 +166,12 @@ def sweeping(words: Sequence[str], run: Callable[[list[str], str | None, bool], 
 
 
 @contextmanager
-def explained(words: Sequence[str]) -> Iterator[None]:
+def explained(words: Sequence[str], of: Tree | None = None) -> Iterator[None]:
     """Hydra's errors in the block, as one line a person can act on.
+
+    Args:
+        words: the command line.
+        of: the tree that is composed; None: that of ``pretrain_bert.py``.
 
     Raises:
         UserError: in place of them.
@@ -177,7 +181,7 @@ def explained(words: Sequence[str]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        said = explain(error, list(words), compose_tree)
+        said = explain(error, list(words), of or Tree(compose_tree))
         if said is None:
             raise
         raise UserError(said) from error
@@ -201,15 +205,15 @@ def compose(overrides: Sequence[str]) -> PretrainConfig:
         return typed(compose_tree(words))
 
 
-def compose_tree(overrides: list[str]) -> DictConfig:
-    """The composed tree, unchecked."""
+def compose_tree(overrides: list[str], root: str = "pretrain") -> DictConfig:
+    """The composed tree of ``config/<root>.yaml``, unchecked."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra_compose("pretrain", overrides)
+        return hydra_compose(root, overrides)
 
 
 def load_schemas() -> None:
@@ -318,7 +322,7 @@ def readable(argv: Sequence[str]) -> list[str]:
     """The words as Hydra is to read them: quoted where they must be, ``data.mix=`` with what it stands for."""
     from cramming.data.mixture_words import expanded  # needs the registered data configs
 
-    words = expanded([_quoted(word) for word in argv])
+    words = expanded([quoted(word) for word in argv])
     given = next((word.partition("=")[2] for word in reversed(argv) if word.startswith("init_from=")), "null")
     if given in ("", "null"):
         return words
@@ -327,7 +331,7 @@ def readable(argv: Sequence[str]) -> list[str]:
     return [*words, *adopted(given.strip("'\""), argv, CONFIG_DIR / "experiment")]
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """A word that Hydra's grammar cannot read, such as ``data.path=~/my texts``, with its value quoted for it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

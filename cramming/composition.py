@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -11,28 +12,41 @@ from cramming.migration import replacement
 from cramming.registry import GROUPS
 from cramming.suggest import nearest
 
-_ALSO_GROUPS = ("wandb", "experiment")
+
+@dataclass(frozen=True)
+class Tree:
+    """One of the configuration trees a command line may be about.
+
+    Attributes:
+        compose: composes it from overrides.
+        groups: what is chosen by name in it.
+        earlier: what to write for a key or a group's option of an earlier system; None: none of them had it.
+    """
+
+    compose: Callable[[list[str]], DictConfig]
+    groups: tuple[str, ...] = (*GROUPS, "wandb", "experiment")
+    earlier: Callable[[str], str | None] = replacement
 
 
-def explain(error: BaseException, words: list[str], compose: Callable[[list[str]], DictConfig]) -> str | None:
+def explain(error: BaseException, words: list[str], of: Tree) -> str | None:
     """What went wrong while composing, with the nearest valid name; None if it is no error of the user's.
 
     Args:
         error: what Hydra raised.
         words: the command line, for finding the valid names.
-        compose: composes a tree from overrides.
+        of: the tree that was composed.
     """
     text = str(error)
     if isinstance(error, MissingConfigException):
-        return _missing(error, text, words)
+        return _missing(error, text, words, of)
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read as key=value ({text.splitlines()[1]}); quote special characters"
     if match := re.match(r"Could not override '([^']+)'", text):
-        return unknown_key(match[1], words, compose)
+        return unknown_key(match[1], words, of)
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         if match := re.match(r"Error merging override (.+)", text):
             return f"{match[1]}: {str(error.__cause__).splitlines()[0]}"
-        return explain(error.__cause__, words, compose) or f"{text.splitlines()[0]}: {error.__cause__}".split("\n")[0]
+        return explain(error.__cause__, words, of) or f"{text.splitlines()[0]}: {error.__cause__}".split("\n")[0]
     if match := re.match(r"Ambiguous value for argument '([^=]+)=([^']+)'", text):
         quoted = f"\"{match[1]}='{match[2]}'\""
         return f"{match[1]}={match[2]}: a comma means several values: add -m to run each, or quote it: {quoted}"
@@ -41,42 +55,44 @@ def explain(error: BaseException, words: list[str], compose: Callable[[list[str]
     return None
 
 
-def unknown_key(key: str, words: list[str], compose: Callable[[list[str]], DictConfig]) -> str:
+def unknown_key(key: str, words: list[str], of: Tree) -> str:
     """An option that does not exist: its replacement if an earlier system had it, else the nearest that does."""
     bare = key.split("@", maxsplit=1)[0]
-    if bare == "data.mix":
+    if bare == "data.mix" and "data" in of.groups:
         return "data.mix belongs to data=mixture: leave data= out, or name a mixture"
-    tree = _chosen(words, compose)
-    mixed = tree is not None and "sources" in tree.data and bare.startswith("data.sources.")
-    if not mixed and (new := replacement(bare)) is not None:
+    tree = _chosen(words, of)
+    mixed = tree is not None and "sources" in tree.get("data", {}) and bare.startswith("data.sources.")
+    if not mixed and (new := of.earlier(bare)) is not None:
         return f"option {bare} belongs to an earlier system; here it is: {new}"
-    if bare in GROUPS or bare in _ALSO_GROUPS:
+    if bare in of.groups:
         return f"group {bare} cannot be set like that; give {bare}=<option>, one of those --help lists"
     if tree is None:
         return f"unknown option {bare}"
     keys = dotted_keys(tree)
     same_leaf = [known for known in keys if known.rsplit(".")[-1] == bare.rsplit(".")[-1]]
+    depth = min((known.count(".") for known in same_leaf), default=0)
+    same_leaf = [known for known in same_leaf if known.count(".") == depth]
     if len(same_leaf) == 1:
         return f"unknown option {bare}; did you mean {same_leaf[0]!r}?"
-    return f"unknown option {bare}{_short(nearest(bare, [*keys, *GROUPS]))}"
+    return f"unknown option {bare}{_short(nearest(bare, [*keys, *of.groups]))}"
 
 
-def _chosen(words: list[str], compose: Callable[[list[str]], DictConfig]) -> DictConfig | None:
+def _chosen(words: list[str], of: Tree) -> DictConfig | None:
     """The tree of the groups that were chosen, without single options; None where that does not compose either."""
-    chosen = [w for w in words if w.split("=")[0] in (*GROUPS, *_ALSO_GROUPS) and "," not in w.split("[")[0]]
+    chosen = [w for w in words if w.split("=")[0] in of.groups and "," not in w.split("[")[0]]
     chosen += [w for w in words if w.startswith(("+data@data.sources.", "++data.sources."))]
     try:
-        return compose(chosen)
+        return of.compose(chosen)
     except HydraException:
         return None
 
 
-def _missing(error: MissingConfigException, text: str, words: list[str]) -> str:
+def _missing(error: MissingConfigException, text: str, words: list[str], of: Tree) -> str:
     options = [option for option in error.options or () if not option.startswith("schema_")]
     group, _, option = str(error.missing_cfg_file or "").rpartition("/")
     if not group:
         return " ".join(text.split())
-    if (new := replacement(f"{group}={option}")) is not None:
+    if (new := of.earlier(f"{group}={option}")) is not None:
         return f"{group}={option} belongs to an earlier system; here it is: {new}"
     if group == "data":
         from cramming.data.mixture_words import not_an_option  # needs all data configs; --help does not
