@@ -92,9 +92,7 @@ def chunks(path: Path, keep_ends: bool = False) -> Iterator[TextChunk]:
     held = ""  # a carriage return whose newline may follow in the next chunk
     for data, position in _decompressed(path):
         if first and b"\0" in data:
-            raise UserError(
-                f"{path} is binary (it holds zero bytes); data.path takes text in UTF-8 (UTF-16 must be converted)"
-            )
+            raise UserError(f"{path} is binary (it holds zero bytes); give text in UTF-8 (UTF-16 must be converted)")
         pending = len(decoder.getstate()[0])
         try:
             text = held + decoder.decode(data)
@@ -123,7 +121,7 @@ def _not_utf8(path: Path, offset: int, data: bytes, start: int, first: bool) -> 
     controls = sum(byte < 32 and byte not in (9, 10, 12, 13) for byte in data)
     replaced = data.decode("utf-8", "replace").count("\ufffd")
     if first and controls + replaced > 0.1 * len(data) and len(data) > 16:
-        return UserError(f"{path} is binary; data.path takes text, jsonl, csv or parquet (.gz, .xz, .zst)")
+        return UserError(f"{path} is binary; give text, jsonl, csv or parquet (.gz, .xz, .zst)")
     return UserError(
         f"{path} is not valid UTF-8: byte 0x{data[start]:02x} at offset {offset} of its (decompressed) text; "
         "convert it, for example with: iconv -f latin1 -t utf-8"

@@ -71,7 +71,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bool, int]]:
         yield rest, True, position
 
 
-def _records(path: Path, keep_ends: bool) -> Iterator[tuple[str, int]]:
+def records(path: Path, keep_ends: bool) -> Iterator[tuple[str, int]]:
     """Whole lines with their position; with ``keep_ends`` each keeps its line end, as the csv module wants it."""
     rest = ""
     position = 0
@@ -91,7 +91,7 @@ def _records(path: Path, keep_ends: bool) -> Iterator[tuple[str, int]]:
 
 
 def _jsonl(path: Path, column: str) -> Iterator[tuple[str, float]]:
-    for number, (line, position) in enumerate(_records(path, keep_ends=False), 1):
+    for number, (line, position) in enumerate(records(path, keep_ends=False), 1):
         if not line or line.isspace():
             continue
         try:
@@ -119,7 +119,7 @@ def _csv(path: Path, column: str, delimiter: str) -> Iterator[tuple[str, float]]
 
     def lines() -> Iterator[str]:
         nonlocal position
-        for line, position in _records(path, keep_ends=True):  # noqa: B007
+        for line, position in records(path, keep_ends=True):  # noqa: B007
             yield line
 
     csv.field_size_limit(RECORD_CHARACTERS)

@@ -24,18 +24,20 @@ from cramming.suggest import nearest
 
 MEMORY = "hub.json"
 _ASK_S = 10.0
-_OFFLINE = "offline, use data=python_docs, or data=local data.path=<your text>"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which part of which dataset, as a person named it; see ``HubConfig``."""
+    """Which part of which dataset, as a person named it; see ``HubConfig``. The rest is for messages."""
 
     dataset: str
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
     download: str | None = None
+    options: str = "data"  # the group that has the options dataset and subset
+    revising: str = "data.revision="  # what precedes a revision
+    offline: str = "offline, use data=python_docs, or data=local data.path=<your text>"
 
 
 class Repository:
@@ -46,7 +48,7 @@ class Repository:
     """
 
     def __init__(self, wanted: Wanted, data_dir: Path, progress: ProgressSink) -> None:
-        self.name = f"data.dataset={wanted.dataset}"
+        self.name = f"{wanted.options}.dataset={wanted.dataset}"
         self._wanted = wanted
         self._progress = progress
         self._commit: str | None = None
@@ -57,7 +59,9 @@ class Repository:
         given = Path(wanted.dataset).expanduser()
         if given.exists():
             if wanted.revision is not None:
-                raise UserError(f"data.revision={wanted.revision} is for datasets of the hub; {given} is on this disk")
+                raise UserError(
+                    f"{wanted.revising}{wanted.revision} is for datasets of the hub; {given} is on this disk"
+                )
             self._folder = given
             files = [Path(file) for file in self._files]
             hashes = content_hashes(files, data_dir, progress)
@@ -98,11 +102,24 @@ class Repository:
         files = self._files
         if all(file.endswith(".parquet") for file in files):
             return ParquetRows(files, column, self.name)
-        with self.explaining(), without_torch():
-            dataset = self._builder.as_streaming_dataset(split=self._wanted.split)
+        dataset = self.streamed()
         if dataset.features is not None:
             check_column(self.name, column, {key: _kind(value) for key, value in dataset.features.items()})
         return StreamedRows(dataset, column, self.name)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits there are."""
+        return tuple(str(name) for name in self._builder.config.data_files or {})
+
+    def streamed(self) -> Any:
+        """All columns of the split, as an ``IterableDataset`` of the library.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        with self.explaining(), without_torch():
+            return self._builder.as_streaming_dataset(split=self._wanted.split)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -127,10 +144,9 @@ class Repository:
         found: dict[Any, Any] = builder.config.data_files or {}
         names = [str(name) for name in found]
         if self._wanted.split not in names:
-            raise UserError(
-                f"{self.name} has no split {self._wanted.split!r}; its splits are: {', '.join(names) or 'none'}; "
-                "choose one with data.split=<name>"
-            )
+            way_out = "; choose one with data.split=<name>" if self._wanted.options == "data" else ""
+            there = ", ".join(names) or "none"
+            raise UserError(f"{self.name} has no split {self._wanted.split!r}; its splits are: {there}{way_out}")
         return [str(file) for file in found[self._wanted.split]]
 
     def _names_of(self, builder: Any) -> str:
@@ -215,7 +231,7 @@ class Repository:
             ) from error
         except errors.RevisionNotFoundError as error:
             raise UserError(
-                f"{self.name} has no revision {wanted.revision!r}; data.revision takes a branch, tag or commit"
+                f"{self.name} has no revision {wanted.revision!r}; {wanted.revising} takes a branch, tag or commit"
             ) from error
         except errors.HFValidationError as error:
             raise self._no_id() from error
@@ -245,7 +261,7 @@ class Repository:
     def _offline(self, reason: str) -> UserError:
         return UserError(
             f"{self.name} is not prepared yet and the hub cannot be reached ({reason}); "
-            f"where there is a network, run: {self._command}; {_OFFLINE}"
+            f"where there is a network, run: {self._command}; {self._wanted.offline}"
         )
 
     def _no_id(self) -> UserError:
@@ -271,7 +287,8 @@ class Repository:
         if isinstance(error, RuntimeError) and "scripts are no longer supported" in text:
             return UserError(
                 f"{self.name} needs code of its own to load ({text.rsplit(maxsplit=1)[-1]}), which is never run; "
-                "choose a copy in parquet or jsonl, or try the hub's own conversion: data.revision=refs/convert/parquet"
+                "choose a copy in parquet or jsonl, or try the hub's own conversion: "
+                f"{self._wanted.revising}refs/convert/parquet"
             )
         if isinstance(error, ValueError) and ("BuilderConfig" in text or "Config name is missing" in text):
             return self._no_subset()
@@ -283,7 +300,11 @@ class Repository:
                 f"the connection to {self.name} was lost ({line(error)}); what was finished before is kept: "
                 "run the same command again to continue"
             )
-        way_out = "choose another data.revision" if self._folder is None else "write or download its files again"
+        way_out = (
+            f"try another revision, {self._wanted.revising}"
+            if self._folder is None
+            else "write or download its files again"
+        )
         return UserError(f"{self.name} cannot be read ({line(error)}); {way_out}, or another dataset")
 
     def _no_subset(self) -> UserError:
@@ -295,7 +316,7 @@ class Repository:
         said = "comes in several subsets" if asked is None else f"has no subset {asked!r}"
         close = "" if asked is None or asked in names else nearest(asked, names) if len(names) > 20 else ""
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        return UserError(f"{self.name} {said}: {listed}{close}; choose one with data.subset=<name>")
+        return UserError(f"{self.name} {said}: {listed}{close}; choose one with {self._wanted.options}.subset=<name>")
 
 
 def _kind(feature: Any) -> str:

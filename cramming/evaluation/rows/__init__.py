@@ -1,0 +1,1 @@
+"""Where rows of downstream tasks come from: official folders, the hub, files of one's own."""
