@@ -88,12 +88,8 @@ def score(task: Task, logits: np.ndarray, encoded: Encoded) -> dict[str, float |
 
 
 def groups(task: Task, encoded: Encoded) -> list[Hashable]:
-    """(E,) what each example is judged together with: the values of ``task.groups``.
-
-    AX-g names no pairs in its rows: there, one after the other, two rows are one.
-    """
-    if not task.groups:
-        return [int(key["index"]) // 2 for key in encoded.keys]
+    """(E,) what each example is judged together with: the values of ``task.groups``."""
+    assert task.groups, f"{task.name} judges every example by itself"
     return [tuple(key[name] for name in task.groups) for key in encoded.keys]
 
 

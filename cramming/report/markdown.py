@@ -26,20 +26,31 @@ def terminal(table: Table, width: int | None = None) -> str:
     Where it is too wide the last numbers are left out, which the page has; then what remains is folded.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
-    shown = _fitting(table, width)
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
-    screen = Screen(title=table.caption, title_justify="left", title_style="", box=box.ASCII if plain else box.ROUNDED)
-    for place in shown:
-        column = table.columns[place]
-        screen.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold",
-                          ratio=None if place else 1)  # fmt: skip
-    for row in table.rows:
-        screen.add_row(*(row[place].text for place in shown))
     console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False, markup=False, emoji=False)
-    console.print(screen)
+    console.print(screen(table, _fitting(table, width), plain))
     assert isinstance(console.file, io.StringIO)
     said = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
     return said.translate(_ASCII) if plain else said
+
+
+def screen(table: Table, shown: Sequence[int] | None = None, plain: bool = False) -> Screen:
+    """A table as rich draws it.
+
+    Args:
+        table: with its caption above it.
+        shown: the columns, by number; None: all.
+        plain: lines of ASCII characters.
+    """
+    shown = range(len(table.columns)) if shown is None else shown
+    drawn = Screen(title=table.caption, title_justify="left", title_style="", box=box.ASCII if plain else box.ROUNDED)
+    for place in shown:
+        column = table.columns[place]
+        drawn.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold",
+                         ratio=None if place else 1)  # fmt: skip
+    for row in table.rows:
+        drawn.add_row(*(row[place].text for place in shown))
+    return drawn
 
 
 def _fitting(table: Table, width: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The metrics as ``evaluate.Metric`` classes: made directly, without a network and without a file.
 
-    from cramming.evaluation.metrics.modules import MultiRC
-    MultiRC().compute(predictions=[1, 0], references=[1, 1], groups=["a", "b"])
+from cramming.evaluation.metrics.modules import MultiRC
+MultiRC().compute(predictions=[1, 0], references=[1, 1], groups=["a", "b"])
 """
 
 from collections.abc import Callable

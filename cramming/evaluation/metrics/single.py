@@ -53,7 +53,7 @@ def pearson(predictions: np.ndarray, references: np.ndarray) -> float | None:
 
 
 def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float | None:
-    """(E,), (E,) -> Spearman's correlation of ranks, ties at their mean; None where either is constant or not finite."""
+    """(E,), (E,) -> Spearman's correlation, ties at their mean rank; None where either is constant or not finite."""
     pair = _varying(predictions, references)
     return None if pair is None else float(stats.spearmanr(*pair).statistic)
 
