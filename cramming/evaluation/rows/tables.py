@@ -8,7 +8,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -131,17 +131,26 @@ def _csv(path: Path, wanted: tuple[str, ...]) -> Table:
 
 
 def _tsv(path: Path, wanted: tuple[str, ...]) -> Table:
-    """Separated by tabs. Some programs quote in such files: quoted where the whole file is well-formed that way."""
+    """Separated by tabs. Some programs quote in such files and some do not, which the whole file has to tell.
+
+    Where every line is a row of its own, and is not if quotes quote, they do not.
+    """
     try:
-        return _separated(path, wanted, "\t", csv.QUOTE_MINIMAL)
-    except _QuotingError as error:
         plain = _separated(path, wanted, "\t", csv.QUOTE_NONE)
-        remark = f"{path}: quotes are read as characters of the text ({error.why})"
-        return Table(plain.name, plain.unit, plain.columns, plain.rows, remarks=(remark,))
+    except _RowError:
+        return _separated(path, wanted, "\t", csv.QUOTE_MINIMAL)
+    try:
+        quoted = _separated(path, wanted, "\t", csv.QUOTE_MINIMAL)
+        if len(quoted.rows) == len(plain.rows):
+            return quoted
+        why = "quoted, lines would run together"
+    except _RowError as error:
+        why = error.why
+    return replace(plain, remarks=(f"{path}: quotes are read as characters of the text ({why})",))
 
 
-class _QuotingError(UserError):
-    """A row that is not well-formed if quotes quote."""
+class _RowError(UserError):
+    """A row that is not well-formed."""
 
     def __init__(self, where: str, why: str, way_out: str) -> None:
         super().__init__(f"{where} {why}; {way_out}")
@@ -165,7 +174,7 @@ def _separated(path: Path, wanted: tuple[str, ...], delimiter: str, quoting: int
         begins = reader.line_num + 1
         for values in reader:
             if values and len(values) != len(header):
-                raise _QuotingError(
+                raise _RowError(
                     f"{path}: line {begins}",
                     f"has {len(values)} columns where the header has {len(header)}",
                     "repair the row (a text with a comma or newline needs quotes)",
@@ -174,7 +183,7 @@ def _separated(path: Path, wanted: tuple[str, ...], delimiter: str, quoting: int
                 rows.append(Row(begins, {name: values[at] for name, at in kept}))
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise _QuotingError(
+        raise _RowError(
             f"{path}: line {begins}", f"is not CSV ({error})", "repair the row (a quote within quotes is doubled)"
         ) from error
     return Table(str(path), "line", tuple(header), tuple(rows))
