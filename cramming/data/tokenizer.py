@@ -108,6 +108,14 @@ class Tokenizer:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in encoded]
 
+    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Token ids of each text as ``encode_lists`` has them, and the characters each token is of, (n, 2) int32.
+
+        They run from the first to before the second; some tokenizers count the space before a word as its own.
+        """
+        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(one.ids, np.array(one.offsets, dtype=np.int32).reshape(-1, 2)) for one in encoded]
+
     def encode_normalized(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode_lists`` of texts that ``normalize`` gave."""
         encoded = self._without_normalizer.encode_batch_fast(list(texts), add_special_tokens=False)

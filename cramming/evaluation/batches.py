@@ -10,6 +10,7 @@ the seed, the epoch and the batch's number, so that any batch can be made by its
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +55,9 @@ class Inputs:
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same on another device."""
-        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Inputs(**{name: t if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()})
+        held: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {name: t if t is None else t.to(device) for name, t in held.items()}
+        return Inputs(**moved)
 
     def split(self, examples: int | None) -> Iterator["Inputs"]:
         """Consecutive parts of ``examples`` each (None: the whole), as wide as the whole."""
@@ -127,8 +129,7 @@ def order(
         members = shuffled(np.arange(first * batch_size, last * batch_size))
         members = members[np.argsort(length[members], kind="stable")].reshape(-1, batch_size)
         turns = Permutation(last - first, seed, epoch, "batches", number)(np.arange(last - first))
-        for batch in members[turns[max(start - first, 0) :]]:
-            yield batch
+        yield from members[turns[max(start - first, 0) :]]
     if not drop_last and len(encoded) % batch_size and start <= whole:
         yield shuffled(np.arange(whole * batch_size, len(encoded)))
 
