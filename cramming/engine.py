@@ -1,11 +1,9 @@
 """The only caller of the model in training: precision, loss scaling, accumulation, clipping, compiling, charging.
 
 Weights live in float32 (the run's model, what optimizers and methods see). Under bfloat16 or float16 the passes run on
-a low-precision copy that is refreshed once per optimizer step, not cast in every microbatch; its gradients are added to
-the float32 ones after every microbatch (Micikevicius et al., "Mixed Precision Training", ICLR 2018).
+a low-precision copy: see ``precision.py``.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +17,10 @@ from cramming.errors import UserError
 from cramming.method import Forward
 from cramming.model import Model
 from cramming.out_of_memory import is_out_of_memory, largest_halving
+from cramming.precision import DTYPES, FIRST_SCALE, SCALE_GROWS_EVERY, WorkingCopy
 from rst.clock import Clock
 from rst.work import Kind, Work
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SCALE_GROWS_EVERY = 2000  # steps without an overflow; the defaults of torch.amp.GradScaler
-_FIRST_SCALE = 2.0**16
 # What a Hessian product is charged as. Of a matrix in the model a pass and its way back take three products, this takes
 # nine: one forward, two back, four to differentiate these, two to carry that on. Measured: 2.8 to 3.9 of a pass's time.
 _PASSES_OF_A_HESSIAN_PRODUCT = 3
@@ -68,11 +64,10 @@ class Engine:
         self.grad_norm = float("nan")  # of the last step, before clipping
         self.loss = float("nan")  # of the last step: mean over its predicted tokens, of passes charged to ``train``
         self._loss = torch.zeros((), device=next(model.parameters()).device)
-        self._scale = _FIRST_SCALE if precision == "float16" else 1.0
+        self._scale = FIRST_SCALE if precision == "float16" else 1.0
         self._good_steps = 0
-        self._compute = model if precision == "float32" else copy.deepcopy(model).to(DTYPES[precision])
-        self._pairs = list(zip(model.parameters(), self._compute.parameters(), strict=True))
-        self._versions: list[int] = []
+        self._copy = WorkingCopy(model, precision)
+        self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
         if compile:
             # Shapes that change (lengths, sizes of a growing batch) double the variants of a block that there are for
@@ -103,7 +98,7 @@ class Engine:
                 raise
             size = len(batch)
         else:
-            self._collect()
+            self._copy.collect()
             if account == "train":  # a second pass, or an estimate between steps, is not the loss that is trained on
                 self._loss += loss.detach()
             return loss.detach()
@@ -181,6 +176,13 @@ class Engine:
         with self._without_dropout():
             return self._call(batch, True)
 
+    @torch.no_grad()
+    def uncharged_hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states, (B, S, H), for probes, which are never charged."""
+        with self._without_dropout():
+            self._refresh()
+            return self._compute.hidden(batch)
+
     def add_model(self, name: str, model: Model) -> None:
         """Another model to ask, such as a teacher: as it is for good, in the engine's precision.
 
@@ -232,7 +234,7 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             self.optimizer.step()
-            self._versions = []  # fused optimizers write weights without raising their version
+            self._copy.written()
             self.skipped_in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.charge(Work("update"), "optimizer")
@@ -258,7 +260,7 @@ class Engine:
                 loss = (self._call(batch, False) * batch.weights).sum()
                 if kind != "forward" and loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
-                    self._collect()
+                    self._copy.collect()
             self.model.active_layers = before
             self.optimizer.zero_grad(set_to_none=True)
             self.synchronize()
@@ -343,27 +345,10 @@ class Engine:
         return output
 
     def _refresh(self) -> None:
-        """Bring the low-precision copy up to date if any weight was written since (by the optimizer, by a method)."""
-        if self._compute is self.model:
-            return
-        self._compute.active_layers, self._compute.layer_scales = self.model.active_layers, self.model.layer_scales
-        versions = [p._version for p, _ in self._pairs]
-        if versions != self._versions:
-            with torch.no_grad():
-                torch._foreach_copy_([c for _, c in self._pairs], [p for p, _ in self._pairs])
-            self._versions = versions
-
-    def _collect(self) -> None:
-        """Add the copy's gradients to the float32 ones; a parameter no pass used keeps the gradient None."""
-        if self._compute is self.model:
-            return
-        for parameter, computed in self._pairs:
-            if computed.grad is not None:
-                if parameter.grad is None:
-                    parameter.grad = computed.grad.float()
-                else:
-                    parameter.grad.add_(computed.grad)
-                computed.grad = None
+        """Bring the low-precision copy up to date: which layers it runs, and its weights."""
+        if not self._copy.is_model:
+            self._compute.active_layers, self._compute.layer_scales = self.model.active_layers, self.model.layer_scales
+            self._copy.refresh()
 
     def _count(self, finite: bool) -> None:
         overflow = not finite and self.precision == "float16" and self._scale > 1.0
@@ -373,7 +358,7 @@ class Engine:
             self.skipped_in_a_row += 1
         elif self.precision == "float16":
             self._good_steps += 1
-            if self._good_steps >= _SCALE_GROWS_EVERY:
+            if self._good_steps >= SCALE_GROWS_EVERY:
                 self._scale, self._good_steps = self._scale * 2, 0
         self.skipped_steps += not finite
         if self.skipped_in_a_row > self.max_skipped_steps:

@@ -238,10 +238,19 @@ class Classifier(Encoder):
         self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None
     ) -> Tensor:
         """Logits of each sequence: (B, S), (B, S) true where a token is, (B, S) -> (B, C)."""
-        layout = self.layout(inputs, mask)
-        states = layout.scatter(self.encode(inputs, layout, token_types)[0])
+        if self.head.reads_first:  # then the last layer works on nothing else
+            layout = self.layout(inputs, mask)
+            first = Queries(layout.rows_of(inputs.new_zeros(len(inputs), 1)))
+            states = self.encode(inputs, layout, token_types, first)[0][:, None]
+        else:
+            states = self.states(inputs, mask, token_types)
         logits: Tensor = self.head(states, None if mask is None else mask.bool())
         return logits
+
+    def states(self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+        """Final hidden states, zero at padding unless the head pools it: (B, S), (B, S), (B, S) -> (B, S, H)."""
+        layout = self.layout(inputs, mask)
+        return layout.scatter(self.encode(inputs, layout, token_types)[0])
 
 
 def _weights(module: nn.Module | None) -> int:

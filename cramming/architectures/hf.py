@@ -178,6 +178,8 @@ class TransformersEncoder(Model):
         if layout.batch is not None:
             grids = {key: None if grid is None else layout.pad(layout.gather(grid)) for key, grid in grids.items()}
         given = {key: grid for key, grid in grids.items() if grid is not None}
+        if not getattr(self.network.config, "type_vocab_size", 0):
+            given.pop("token_type_ids", None)
         return accepted(self.network, {**given, "attention_mask": mask})
 
     def _form(self, length: int) -> str | None:
@@ -256,9 +258,15 @@ class TransformersClassifier(TransformersEncoder):
         """Logits of each sequence: (B, S), (B, S) true where a token is, (B, S) -> (B, C)."""
         layout = Layout.of(inputs, mask)
         with self._running():
-            types = token_types if getattr(self.network.config, "type_vocab_size", 0) else None
-            logits: Tensor = self.network(**self._inputs(inputs, layout, types)).logits
+            logits: Tensor = self.network(**self._inputs(inputs, layout, token_types)).logits
         return logits
+
+    def states(self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
+        """Final hidden states, whatever they are at padding: (B, S), (B, S), (B, S) -> (B, S, H)."""
+        base = self.network.base_model
+        with self._running():
+            states: Tensor = base(**accepted(base, self._inputs(inputs, Layout.of(inputs, mask), token_types)))[0]
+        return states
 
     def _twin(self, network: Any) -> "TransformersClassifier":
         return type(self)(network, self.max_positions, self.stack, self.leaks)

@@ -116,15 +116,30 @@ class ClassificationHead(nn.Module):
         """C, the number of outputs."""
         return self.classifier.out_features
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether nothing but the first token's state goes into the logits."""
+        return self.pool is _first
+
+    def pool_by(self, pooler: str) -> None:
+        """Another of the poolers."""
+        self.pool = _POOLERS[pooler]
+
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits: (B, S, H), (B, S) true where a token is (None: everywhere) -> (B, C)."""
+        return self.decide(self.features(hidden, mask))
+
+    def features(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the last layer reads, before dropout: (B, S, H), (B, S) -> (B, width)."""
         pooled = self.pool(hidden, None if self.pool_padding else mask)
         if self.pooler is not None:
             pooled = self.pooler(pooled)
         pooled = self.activate(pooled)
-        if self.norm is not None:
-            pooled = self.norm(pooled)
-        logits: Tensor = self.classifier(self.dropout(pooled))
+        return pooled if self.norm is None else self.norm(pooled)
+
+    def decide(self, features: Tensor) -> Tensor:
+        """The last layer: (B, width) -> (B, C)."""
+        logits: Tensor = self.classifier(self.dropout(features))
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
