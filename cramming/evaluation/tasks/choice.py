@@ -1,7 +1,7 @@
 """Multiple choice: each ending, or each option, is read by itself, and the model says which fits best.
 
-Columns are those of the Hugging Face datasets ``allenai/swag`` (subset ``regular``) and ``ehovy/race`` (subset ``all``),
-row counts theirs too.
+Columns and row counts are those of the Hugging Face datasets ``allenai/swag`` (subset ``regular``) and ``ehovy/race``
+(subset ``all``).
 """
 
 from cramming.evaluation.tasks.task import Task

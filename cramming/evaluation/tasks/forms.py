@@ -4,6 +4,7 @@ A row is a dict under the column names of the Hugging Face datasets, with ``labe
 ``idx`` as its makers number it.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -59,7 +60,7 @@ def label_of(task: Task, row: Row, number: int) -> Label | None:
     if label is None:
         return None
     if task.kind == "regression":
-        if isinstance(label, bool) or not isinstance(label, int | float) or label != label:
+        if isinstance(label, bool) or not isinstance(label, int | float) or math.isnan(label):
             raise UserError(f"{task.title}: row {number}: the label {label!r} is no number")
         return None if label < 0 else float(label)
     if isinstance(label, bool) or not isinstance(label, int) or label >= len(task.labels):
@@ -125,7 +126,7 @@ def _wsc(task: Task, row: Row, number: int) -> Iterator[Example]:
         words, place = str(row[f"span{which}_text"]), int(row[f"span{which}_index"])
         found = locate(text, words, place)
         if found is None:
-            raise UserError(f"{task.title}: row {number}: {words!r} is not in its text ({text!r})")
+            raise UserError(f"{task.title}: row {number}: its text has no word {place} ({text!r})")
         spans.append(Span(0, *found))
     segments = (text, str(row["span1_text"]), str(row["span2_text"]))
     yield Example((Text(segments, tuple(spans)),), label_of(task, row, number), _key(row, number))
@@ -135,19 +136,23 @@ def locate(text: str, words: str, place: int) -> tuple[int, int] | None:
     """The characters of ``words``, which begin at word ``place`` of ``text`` (split at white space).
 
     WSC's places are sometimes off by some words; then it is the occurrence nearest to the place, whole words before
-    parts of others. Upper and lower case count as the same.
+    parts of others. Upper and lower case count as the same. Words that are nowhere in the text are spelled otherwise
+    there: then as many words as they are count, from the place on.
 
     Returns:
-        First character and one past the last; None: the words are nowhere in the text.
+        First character and one past the last; None: the text has no such place.
     """
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    expected = starts[min(max(place, 0), len(starts) - 1)] if starts else 0
+    found_words = [match.span() for match in re.finditer(r"\S+", text)]
+    if not 0 <= place < len(found_words) or not words.split():
+        return None
+    expected = found_words[place][0]
     inner = r"\s+".join(re.escape(word) for word in words.split())
     for pattern in (rf"(?<!\w){inner}(?!\w)", inner):
-        found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)] if inner else []
+        found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
         if found:
             return min(found, key=lambda span: (abs(span[0] - expected), span))
-    return None
+    last = min(place + len(words.split()), len(found_words)) - 1
+    return expected, found_words[last][1]
 
 
 def _multirc(task: Task, row: Row, number: int) -> Iterator[Example]:

@@ -9,7 +9,6 @@ from cramming.evaluation.tasks.task import Task
 
 _DATA = "https://gluebenchmark.com/tasks"
 
-
 GLUE: tuple[Task, ...] = (
     Task(
         name="cola",
