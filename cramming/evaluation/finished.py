@@ -181,8 +181,12 @@ def best(done: list[Finished], task: str, seed: int | None = None) -> tuple[Fini
 
 
 def _asked_for(result: JobResult, config: EvalConfig | None) -> bool:
-    """Whether a job's setting is the one its suite has now; a search chooses its own."""
+    """Whether a job's setting is the one its suite has now; a search chooses its own.
+
+    Texts may be shorter than the suite's: no longer than the model takes.
+    """
     if config is None or config.search.kind != "none":
         return True
     now = asdict(config.setting(result.task))
-    return all(result.setting.get(key) == now[key] for key in SETTING_KEYS if key != "seeds")
+    same = all(result.setting.get(key) == now[key] for key in SETTING_KEYS if key not in ("seeds", "max_length"))
+    return same and result.setting.get("max_length", 0) <= now["max_length"]

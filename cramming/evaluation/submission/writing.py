@@ -67,36 +67,41 @@ def content(file: File, answers: Answers) -> bytes:
 
 
 def write(to: Path, benchmark: Benchmark, contents: Mapping[str, bytes], unfit: str | None = None) -> None:
-    """Write a zip, whole or not at all; it takes its place only if the server would take it.
+    """Write a zip, whole or not at all; it takes its place only if a server with these test sets would take it.
 
     Args:
         to: the zip.
-        benchmark: whose server.
+        benchmark: whose server; with the sizes of the test sets that were answered.
         contents: of every file, by name.
-        unfit: why it must not be submitted, which is then written into it; it is not checked.
+        unfit: why it must not be submitted all the same, which is then written into it.
 
     Raises:
         UserError: the server would not take it, or it cannot be written.
     """
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name, data in contents.items():
-            opened.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED)
-        if unfit is not None:
-            opened.writestr(zipfile.ZipInfo(README, _DATE), f"NOT TO BE SUBMITTED: {unfit}\n")
     beside = to.with_name(f".unchecked-{to.name}")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        if unfit is None:
-            write_file(beside, [packed.getvalue()], "submission")
-            found = problems(beside, benchmark)
-            if found:
-                raise UserError(f"{to} is not written, as {benchmark.title} would not take it: {'; '.join(found[:3])}")
-        write_file(to, [packed.getvalue()], "submission")
+        write_file(beside, [_packed(contents)], "submission")
+        found = problems(beside, benchmark)
+        if found:
+            raise UserError(f"{to} is not written, as {benchmark.title} would not take it: {'; '.join(found[:3])}")
+        note = {} if unfit is None else {README: f"NOT TO BE SUBMITTED: {unfit}\n".encode()}
+        write_file(to, [_packed({**contents, **note})], "submission")
     except OSError as error:
         raise UserError(f"{to} cannot be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _packed(contents: Mapping[str, bytes]) -> bytes:
+    """A zip of these files: of the same content, the same bytes."""
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.external_attr = 0o644 << 16  # readable for everyone who unpacks it
+            opened.writestr(entry, data, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
 
 
 def _cell(file: File, value: int | float | str) -> str:
