@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cramming import registry
 from cramming.data.config import OF_CHECKPOINT, TRAINED_HERE
 from cramming.errors import UserError
+from cramming.evaluation.probes.config import ProbeOptions
+from cramming.evaluation.probes.config import check as check_probes
 from cramming.lengths import MODES, BatchSize, Lengths
 from cramming.recording.config import WandbConfig
 from cramming.suggest import nearest
@@ -78,6 +80,8 @@ class ImplConfig:
     log_every_steps: int = 10
     validate_every_h: float | None = None  # hours of budget; at the end in any case
     validate_sequences: int = 10_000  # at most so many held-out sequences, the first ones
+    probes: list[str] = field(default_factory=list)  # asked at every validation: linear, minimal_pairs, ...
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
     save_every_steps: int | None = None
     save_every_h: float | None = 0.25  # hours of budget; at the end in any case
     keep_checkpoints: int = 2
@@ -272,6 +276,7 @@ def check(config: PretrainConfig) -> None:
     for key in ("save_every_steps", "save_every_h", "validate_every_h"):
         if getattr(impl, key) is not None:
             _positive(f"impl.{key}", getattr(impl, key))
+    check_probes(impl.probes, impl.probe, "impl.probe")
     if impl.threads != "auto":
         _whole("impl.threads", impl.threads)
     if impl.microbatch_size != "auto":

@@ -28,7 +28,8 @@ _MAY_DIFFER = (
 _PLACE_OF_A_SOURCE = re.compile(r"data(\.sources\.[^.]+)+\.path")  # what data.path is to a mixture's sources
 _BEGUN = "metrics.jsonl"  # opened when training begins
 _MADE_BY_A_RUN = (
-    "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png"
+    "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png",
+    "probes.json", "probes-last.json",
 )  # fmt: skip
 _OTHER_TABLES = "rst-*.json"  # prices of models a run asks beside its own
 

@@ -21,6 +21,7 @@ from cramming.build import Parts, build_method, build_run, check_accounts, split
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
+from cramming.evaluation.probes import during as probes
 from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
 from cramming.peak import peak_flops_per_s
@@ -67,6 +68,7 @@ def pretrain(config: PretrainConfig) -> None:
         data = initializing.data_of(config, run_dir)
         store = prepare(data, Path(config.data_dir), progress=progress_for())
         split_of(store, config)  # refuse a corpus smaller than a batch
+        probes.refuse(config)
         with folder.held(run_dir), logging_to(run_dir / "run.log"):
             if not config.resume:
                 folder.start_over(run_dir)
@@ -315,10 +317,11 @@ class Session:
     def _validated(self) -> dict[str, Any]:
         with self._pace.paused():
             result = validate(self.run, limit=self.impl.validate_sequences)
+            asked = probes.probed(self.run, self.run_dir)
         self.run.notes["validations"] = {str(self.run.step): None if result is None else asdict(result)}
         if result is None:
-            return {}
-        return {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+            return asked
+        return {"validation_loss": result.loss, "validation_accuracy": result.accuracy, **asked}
 
     def _crossed(self, every_h: float | None, before_s: float) -> bool:
         """Whether the step crossed a multiple of so many hours (or steps, where the clock counts them)."""
