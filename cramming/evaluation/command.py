@@ -59,12 +59,15 @@ def command(argv: Sequence[str]) -> None:
             raise UserError(f"--cfg {flags['--cfg']} is unknown; give --cfg job")
         print(OmegaConf.to_yaml(composed(words, config_dir)), end="")
         return
-    from cramming.evaluation import session  # needs torch
-
     if "-m" in flags:
-        session.score_all(several(words, config_dir), config_dir)
-    else:
-        session.score(asked(words, config_dir))
+        from cramming.evaluation.several import score_all  # needs torch
+
+        score_all(several(words, config_dir), config_dir)
+        return
+    call = asked(words, config_dir)
+    from cramming.evaluation.session import score  # needs torch
+
+    score(call)
 
 
 def _parted(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
