@@ -80,7 +80,8 @@ def test_random_draws_stay_within_the_values_and_reach_both_halves_of_the_logari
     assert trials == search.trials_of(suite(**options), "rte", SETTING)
     assert all(1e-6 <= t.lr <= 1e-2 for t in trials)
     assert 10 < sum(t.lr < 1e-4 for t in trials) < 54
-    assert {t.batch_size for t in trials} == {4, 5, 6} and {t.epochs for t in trials} == {2, 9}
+    assert {t.batch_size for t in trials} == {4, 5, 6}
+    assert {t.epochs for t in trials} == {2, 9}
 
 
 def test_trials_are_jobs_apart_from_the_final_ones() -> None:
@@ -94,16 +95,21 @@ def test_trials_are_jobs_apart_from_the_final_ones() -> None:
 
 def test_the_best_is_chosen_the_first_of_equals_and_failures_are_passed_over() -> None:
     setting, selection = pick([0.5, 0.7, 0.7])
-    assert setting.lr == 2e-5 and setting.seeds == [7, 8]
+    assert setting.lr == 2e-5
+    assert setting.seeds == [7, 8]
     assert (selection.trials, selection.steps, selection.seconds) == (3, 30, 9.0)
-    assert selection.reported and selection.split == "validation"
+    assert selection.reported
+    assert selection.split == "validation"
     setting, selection = pick([None, 0.1, None])
-    assert setting.lr == 2e-5 and selection.steps == 10 and selection.scores[0]["score"] is None
+    assert setting.lr == 2e-5
+    assert selection.steps == 10
+    assert selection.scores[0]["score"] is None
 
 
 def test_choosing_on_training_rows_is_said() -> None:
     _, selection = pick([0.5, 0.7], heldout_fraction=0.1)
-    assert not selection.reported and selection.split == "10% of the training rows"
+    assert not selection.reported
+    assert selection.split == "10% of the training rows"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def rows(file: Path) -> list[dict[str, str]]:
 def test_labels_are_balanced_and_the_parts_share_no_sentence(tmp_path: Path) -> None:
     train, validation = map(rows, module_task.write(tmp_path, 40))
     counts = Counter(row["module"] for row in train)
-    assert len(counts) == module_task.MODULES and set(counts.values()) == {40}
+    assert len(counts) == module_task.MODULES
+    assert set(counts.values()) == {40}
     assert Counter(row["module"] for row in validation) == dict.fromkeys(counts, 10)
     texts = [row["text"].lower() for row in train + validation]
     assert len(texts) == len(set(texts))

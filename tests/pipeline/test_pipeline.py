@@ -99,7 +99,8 @@ def test_nothing_follows_a_needed_stage_that_failed(workshop: Workshop) -> None:
 def test_a_stage_that_leaves_nothing_has_failed(workshop: Workshop, tmp_path: Path) -> None:
     stage = Stage("idle", lambda: [], lambda: [tmp_path / "nothing.txt"], lambda: "", work=lambda: None)
     ended = _through([stage], Record(tmp_path))
-    assert ended[0].state == "failed" and "nothing.txt" in ended[0].reason
+    assert ended[0].state == "failed"
+    assert "nothing.txt" in ended[0].reason
 
 
 def test_a_record_that_cannot_be_read_is_made_anew(workshop: Workshop) -> None:
@@ -121,8 +122,10 @@ def test_every_pipeline_reads_and_its_command_lines_compose(name: str, tmp_path:
 
 def test_words_go_where_they_belong() -> None:
     config = load(["experiment=demo_pipeline", "name=mine", "budget=5m", "eval.seeds=[0,1]", "stages=[data,pretrain]"])
-    assert config.name == "mine" and config.stages == ["data", "pretrain"]
-    assert config.pretrain.endswith("budget=5m") and "eval." not in config.pretrain
+    assert config.name == "mine"
+    assert config.stages == ["data", "pretrain"]
+    assert config.pretrain.endswith("budget=5m")
+    assert "eval." not in config.pretrain
     assert all(words.endswith("'eval.seeds=[0,1]'") for words in config.evaluate.values())
     assert config.folder == "outputs/_pipelines/mine"
     assert "outputs/_pipelines/mine/modules/train.csv" in config.evaluate["modules"]
