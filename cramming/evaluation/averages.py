@@ -16,13 +16,15 @@ class Averaged:
     Attributes:
         value: None: an outcome is missing, or the suite has no average.
         rule: in words, what it is the mean of.
-        missing: outcomes that are not there.
+        of: the outcomes it is the mean of, as ``task.metric``.
+        missing: those that are not there.
         over_seeds: the average of each seed by itself, where every outcome has the same seeds; else None.
         remarks: what a reader must know.
     """
 
     value: float | None
     rule: str
+    of: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     over_seeds: Summary | None = None
     remarks: tuple[str, ...] = ()
@@ -51,7 +53,7 @@ def averaged(
     wanted = [parsed(name) for name in average.of]
     missing = tuple(f"{task}.{outcome}" for task, outcome in wanted if outcome not in scores.get(task, {}))
     if missing:
-        return Averaged(None, average.rule, missing)
+        return Averaged(None, average.rule, tuple(average.of), missing)
     found = [(task, scores[task][outcome]) for task, outcome in wanted]
     undefined = [
         f"the average counts {task}.{outcome} as 0 in the {score.undefined} of {score.n} seeds where it is undefined"
@@ -64,7 +66,7 @@ def averaged(
         mean([(task, score.values[place] or 0.0) for task, score in found], average.nested)
         for place in range(found[0][1].n if alike else 0)
     ]
-    return Averaged(value, average.rule, (), summary(each) if each else None, tuple(undefined))
+    return Averaged(value, average.rule, tuple(average.of), (), summary(each) if each else None, tuple(undefined))
 
 
 def mean(values: list[tuple[str, float]], nested: bool) -> float:

@@ -238,6 +238,7 @@ def as_json(results: Results) -> dict[str, Any]:
         },
         "average": average.value,
         "average_rule": average.rule,
+        "average_of": list(average.of),
         "average_missing": list(average.missing),
         "average_std": None if over_seeds is None else over_seeds.std,
         "average_ci95": None if over_seeds is None or over_seeds.ci95 is None else list(over_seeds.ci95),
@@ -326,6 +327,8 @@ def _remarks(own: TaskResults) -> list[str]:
             f"{title}: the setting is the best of {own.selection.trials} on {own.selection.split}, the rows that are "
             "reported here: these scores are too high by what that choice brought"
         )
+    if own.seeds and own.failures:
+        lines.append(f"{title}: the mean is over the {len(own.seeds)} seeds whose jobs did not fail")
     if own.seeds and own.absent:
         lines.append(f"{title}: seeds {', '.join(map(str, own.absent))} are not there yet")
     return lines

@@ -72,7 +72,7 @@ def markdown_of(results: Results) -> str:
             "lower end of the interval, or with one seed the score itself, is not above it. Majority: the most "
             "frequent class of the training rows for every example. Length only: a regression on numbers of tokens. "
             "Final is what the model scores at its end; best on dev was chosen by the rows that are reported, and is "
-            "too high by that."
+            "too high by that. Intervals are over seeds on the same rows: what other rows would say is not in them."
         ),
         Heading(2, "Every metric"),
         every_outcome(results),

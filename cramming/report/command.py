@@ -25,7 +25,8 @@ One page from many runs: curves, final losses and scores with error bars over se
   python report.py outputs/a-* outputs/b-* baseline=train/optim=adamw
   python report.py outputs/sweep-* by=[method,train.optim.lr] confidence=0.9
 
-Folders of runs, or globs. Beside the page, <out>_files/ has the figures as PNG and everything as Markdown.
+Folders of runs, or globs; folders that hold nothing but scores (eval/<suite>/results.json of somebody's checkpoint) are
+shown beside them. Beside the page, <out>_files/ has the figures as PNG and everything as Markdown.
 
 Options:
   out=report.html     the page, one file that needs nothing else
@@ -66,7 +67,7 @@ def command(argv: Sequence[str]) -> None:
         raise UserError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
     baseline, by = _words(options.baseline, "baseline"), _words(options.by, "by")
     reading = read_all(words)
-    if not reading.runs:
+    if not reading.runs and not reading.checkpoints:
         raise UserError(f"no run can be used: {_damage(reading)}")
     study = study_of(reading.runs, baseline or [], by)
     made, main = document(study, reading, options.title, confidence)

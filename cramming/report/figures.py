@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 BASELINE_COLOUR = "#222222"
-_GREY, _DOTTED = "#666666", (0, (1, 1.5))
+GREY, _DOTTED = "#666666", (0, (1, 1.5))
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7B3294")
 _LINES = ("-", "--", ":", "-.")
 _ACCOUNT_COLOURS = {"train": "#5B7FA6", "optimizer": "#B8C4D2", "selection": "#E69F00", "hessian": "#009E73",
@@ -49,6 +49,17 @@ class Line:
     style: Style
     mean: MeanCurve | None
     singles: Sequence[Curve] = ()
+
+
+@dataclass(frozen=True)
+class Points:
+    """One model in a figure of scores: its estimate in every task, None where it has none."""
+
+    label: str
+    style: Style
+    estimates: Sequence[Estimate | None]
+    hollow: bool = False
+    marker: str = "o"
 
 
 def styles(labels: Sequence[str], baselines: Sequence[str]) -> dict[str, Style]:
@@ -98,7 +109,7 @@ def curves(
             for single in line.singles:
                 axes.plot(single.x * x_scale, single.y, color=line.style.colour, linestyle=_DOTTED, linewidth=1)
         if unfinished:
-            axes.plot([], [], color=_GREY, linestyle=_DOTTED, linewidth=1, label=unfinished[0])
+            axes.plot([], [], color=GREY, linestyle=_DOTTED, linewidth=1, label=unfinished[0])
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_ylim(*_limits(drawn, outcome))
@@ -152,6 +163,46 @@ def intervals(
     said = "; ".join(f"{arm} {e.mean * factor:.4g}{sign}" + (f" [{e.low * factor:.4g}, {e.high * factor:.4g}]"
                      if e.half is not None else "") for arm, _, e in rows)  # fmt: skip
     return canvas.figure_block(f"{title}: {label} ({reference_label}). {said}.")
+
+
+def points(
+    name: str, title: str, tasks: Sequence[str], rows: Sequence[Points], marks: Sequence[float | None]
+) -> Figure | None:
+    """Scores by task: a line of the figure for each task, a point with its interval for each model.
+
+    Args:
+        name: of the file.
+        title: above the axes.
+        tasks: in order, from above.
+        rows: the models.
+        marks: what the best constant answer scores in each task.
+    """
+    rows = [row for row in rows if any(estimate is not None for estimate in row.estimates)]
+    if not rows or not tasks:
+        return None
+    constant = "same answer for every row"
+    with _Canvas(name, title, 0.6 + len(tasks) * (0.16 + 0.11 * len(rows)), [*(r.label for r in rows), constant]) as c:
+        spread = 0.7 / len(rows)
+        for place, row in enumerate(rows):
+            there = [(i, estimate) for i, estimate in enumerate(row.estimates) if estimate is not None]
+            c.axes.errorbar(
+                [e.mean for _, e in there], [i - 0.35 + spread * (place + 0.5) for i, _ in there],
+                xerr=[e.half or 0.0 for _, e in there], color=row.style.colour, marker=row.marker, markersize=5,
+                markerfacecolor="white" if row.hollow else row.style.colour, capsize=2.5, linestyle="none",
+                linewidth=1.5, label=short(row.label),
+            )  # fmt: skip
+        known = [(i, mark) for i, mark in enumerate(marks) if mark is not None]
+        if known:
+            c.axes.vlines([mark for _, mark in known], [i - 0.42 for i, _ in known], [i + 0.42 for i, _ in known],
+                          color=BASELINE_COLOUR, linestyle=_DOTTED, linewidth=1.4, label=constant)  # fmt: skip
+        c.axes.set_yticks(range(len(tasks)), [short(task, _BESIDE) for task in tasks], parse_math=False)
+        c.axes.set_ylim(len(tasks) - 0.45, -0.55)
+        c.axes.margins(x=0.06)
+        c.axes.set_xlabel("percent")
+        c.legend()
+    said = "; ".join(f"{row.label}: " + ", ".join(f"{task} {estimate.mean:.1f}" for task, estimate in
+                     zip(tasks, row.estimates, strict=True) if estimate is not None) for row in rows)  # fmt: skip
+    return c.figure_block(f"{title}, in percent. {said}.")
 
 
 def accounts(name: str, title: str, rows: Sequence[tuple[str, Mapping[str, float], frozenset[str]]]) -> Figure | None:

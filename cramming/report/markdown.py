@@ -12,7 +12,7 @@ from rich.table import Table as Screen
 
 from cramming.report.document import Block, Code, Document, Figures, Folded, Heading, Notices, Table, Text
 
-_ASCII = str.maketrans({"±": "+-", "\N{NO-BREAK SPACE}": " "})
+_ASCII = str.maketrans({"±": "+-", "\N{NO-BREAK SPACE}": " ", "\N{DAGGER}": "^", "\N{DOUBLE DAGGER}": "*"})
 
 
 def markdown(document: Document) -> str:

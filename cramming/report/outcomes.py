@@ -8,6 +8,7 @@ from cramming.report import curves
 from cramming.report.arms import Arm
 from cramming.report.intervals import Estimate, mean_interval, paired_difference
 from cramming.report.runs import Run
+from cramming.report.scores import Scores
 
 _TAIL = 0.02  # of the budget: the training loss of a study that validates nothing is averaged over it
 Judgement = str  # "better", "worse", "no difference shown", or "" where there is no interval
@@ -76,23 +77,24 @@ def outcomes_of(runs: Sequence[Run]) -> list[Outcome]:
     found = [outcome for outcome in found if any(outcome.value(run) is not None for run in runs)]
     if not found and runs:  # nothing was held out
         found = [Outcome("training_loss", f"training loss, last {_TAIL:.0%} of the budget", _tail_loss, True)]
-    suites = sorted({(scores.suite, scores.rule) for run in runs for scores in run.scores})
-    rules = {suite: sum(1 for other, _ in suites if other == suite) for suite, _ in suites}
-    for suite, rule in suites:
-        label = f"{suite} average" + (f" ({rule})" if rules[suite] > 1 else "")
-        averages = Outcome(f"{suite}/{rule}", label, _average(suite, rule), rule=rule)
+    scored = [scores for run in runs for scores in run.scores if not scores.variant]
+    titles = {scores.key: scores.suite for scores in scored}
+    rules = {scores.key: scores.rule for scores in scored}
+    twice = {title for title in titles.values() if list(titles.values()).count(title) > 1}
+    suites = {key: f" ({rules[key]})" if titles[key] in twice else "" for key in sorted(titles)}
+    for key, by_rule in suites.items():
+        averages = Outcome(key, f"{titles[key]} average{by_rule}", _average(key), rule=rules[key])
         if any(averages.value(run) is not None for run in runs):
             found.append(averages)
-    for suite, rule in suites:
+    for key, by_rule in suites.items():
         pairs = {
-            (task, metric)
-            for run in runs for scores in run.scores if (scores.suite, scores.rule) == (suite, rule)
-            for task, metrics in scores.tasks.items() for metric in metrics
+            (task, outcome)
+            for scores in scored if scores.key == key
+            for task, outcomes in scores.tasks.items() for outcome in outcomes
         }  # fmt: skip
-        for task, metric in sorted(pairs):
-            label = f"{suite}: {task}, {metric}" + (f" ({rule})" if rules[suite] > 1 else "")
-            key = f"{suite}/{rule}/{task}/{metric}"
-            found.append(Outcome(key, label, _score(suite, rule, task, metric), rule=rule, detail=True))
+        for task, outcome in sorted(pairs):
+            label, value = f"{titles[key]}: {task}, {outcome}{by_rule}", _score(key, task, outcome)
+            found.append(Outcome(f"{key}/{task}/{outcome}", label, value, rule=rules[key], detail=True))
     return found
 
 
@@ -189,13 +191,23 @@ def _tail_loss(run: Run) -> float | None:
     return fmean(losses) if losses else None
 
 
-def _average(suite: str, rule: str) -> Callable[[Run], float | None]:
-    return lambda run: next((s.average for s in run.scores if (s.suite, s.rule) == (suite, rule)), None)
+def scores_of(run: Run, key: str, variant: str = "") -> Scores | None:
+    """What a run scored in a suite."""
+    return next((scores for scores in run.scores if (scores.key, scores.variant) == (key, variant)), None)
 
 
-def _score(suite: str, rule: str, task: str, metric: str) -> Callable[[Run], float | None]:
+def _average(key: str) -> Callable[[Run], float | None]:
     def value(run: Run) -> float | None:
-        found = next((s for s in run.scores if (s.suite, s.rule) == (suite, rule)), None)
-        return None if found is None else found.tasks.get(task, {}).get(metric)
+        found = scores_of(run, key)
+        return None if found is None or found.average is None else found.average.value
+
+    return value
+
+
+def _score(key: str, task: str, outcome: str) -> Callable[[Run], float | None]:
+    def value(run: Run) -> float | None:
+        found = scores_of(run, key)
+        score = None if found is None else found.tasks.get(task, {}).get(outcome)
+        return None if score is None else score.value
 
     return value

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from cramming.report import curves, figures, tables
+from cramming.report import curves, evaluation, figures, tables
 from cramming.report.arms import Arm
 from cramming.report.curves import Curve, MeanCurve
 from cramming.report.document import Block, Figure, Figures, Folded, Heading, Table, Text
 from cramming.report.figures import Line, Style
 from cramming.report.outcomes import Outcome, first, outcomes_of, reaches, results
-from cramming.report.runs import Run
+from cramming.report.runs import Checkpoint, Run
 from cramming.report.study import Comparison
 from cramming.text import Unit
 
@@ -36,9 +36,17 @@ class Part:
         look: arm -> how it is drawn.
         confidence: of all intervals.
         prefix: of the names of figures; empty where this is the only comparison.
+        checkpoints: models that are no runs and have scores to set beside these.
     """
 
-    def __init__(self, c: Comparison, look: dict[str, Style], confidence: float, prefix: str) -> None:
+    def __init__(
+        self,
+        c: Comparison,
+        look: dict[str, Style],
+        confidence: float,
+        prefix: str,
+        checkpoints: Sequence[Checkpoint] = (),
+    ) -> None:
         self.c, self.look, self.confidence, self.prefix = c, look, confidence, prefix
         self.arms = first(c.baseline, c.arms)
         self.drawn_arms = [*self.arms, *c.begun]
@@ -47,17 +55,21 @@ class Part:
         self.level = 3 if prefix else 2
         self.outcomes = outcomes_of(c.group.runs)
         self.main = [outcome for outcome in self.outcomes if not outcome.detail]
+        rows = evaluation.rows_of(self.arms, look, c.group.unfinished, checkpoints)
+        self.suites = evaluation.suites_of(rows, c.baseline)
 
     def headline(self) -> list[Table]:
-        """The loss and the averages of suites, for the terminal."""
+        """The loss, the averages of suites and the scores in them, for the terminal."""
         chosen = [outcome for outcome in self.main if outcome.rule is not None or outcome is self.main[0]]
-        return [self._table(outcome) for outcome in chosen] if self.arms else []
+        found = [self._table(outcome) for outcome in chosen] if self.arms else []
+        return [*found, *(evaluation.table(suite, self.confidence) for suite in self.suites)]
 
     def blocks(self) -> list[Block]:
         """All sections."""
         found: list[Block] = []
         if self.arms and self.main:
             found += [Heading(self.level, "Final loss and scores"), *self._finals()]
+        found += evaluation.blocks(self.suites, self.confidence, self.level, self.prefix)
         if self.main and self.c.baseline is not None and len(self.arms) > 1:
             found += [Heading(self.level, "Budget to reach the baseline"), *self._needs(self.c.baseline)]
         found += self._section("Loss", self._losses())

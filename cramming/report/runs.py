@@ -4,7 +4,7 @@ import glob
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from yaml import YAMLError
 from cramming.config import parse_budget
 from cramming.errors import UserError
 from cramming.recording import metrics
-from cramming.report.scores import Scores, read_scores
+from cramming.report.scores import Scores, files_of, read_scores
 from cramming.text import Unit
 
 _NUMBERS = ("steps", "budget_s", "spent_s")  # that a summary must have
@@ -105,11 +105,25 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A folder with scores and no training to go with them: an imported checkpoint's, or one from elsewhere."""
+
+    path: Path
+    scores: Sequence[Scores]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
 class Reading:
-    """What was found: runs, and (folder, reason) of everything that cannot be used."""
+    """What was found: runs, checkpoints that are none, and (folder, reason) of everything that cannot be used."""
 
     runs: list[Run]
     damaged: list[tuple[Path, str]]
+    checkpoints: list[Checkpoint] = field(default_factory=list)
 
 
 def read_all(words: Sequence[str]) -> Reading:
@@ -123,8 +137,13 @@ def read_all(words: Sequence[str]) -> Reading:
     """
     if not words:
         raise UserError("name the runs: python report.py outputs/study-* out=report.html")
-    runs, damaged = [], []
+    runs, damaged, checkpoints = [], [], []
     for folder in _folders(words):
+        if not any((folder / name).exists() for name in ("metrics.jsonl", "summary.json")) and files_of(folder):
+            scores, problems = read_scores(folder)
+            checkpoints += [Checkpoint(folder, scores)] if scores else []
+            damaged += [(folder, problem) for problem in problems]
+            continue
         try:
             run, problems = read(folder)
         except DamagedRunError as problem:
@@ -132,7 +151,7 @@ def read_all(words: Sequence[str]) -> Reading:
             continue
         runs.append(run)
         damaged += [(folder, problem) for problem in problems]
-    return Reading(runs, damaged)
+    return Reading(runs, damaged, checkpoints)
 
 
 def read(folder: Path) -> tuple[Run, list[str]]:

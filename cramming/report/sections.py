@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cramming.report import figures
+from cramming.report import evaluation, figures
 from cramming.report.comparable import FACTS, differing
 from cramming.report.document import Block, Cell, Column, Document, Heading, Notices, Table, Text
 from cramming.report.notices import notices
@@ -30,7 +30,10 @@ def document(study: Study, reading: Reading, title: str, confidence: float) -> t
         blocks.append(Notices("Before the numbers", lines))
     if several:
         blocks += _apart(comparisons)
-    parts = [Part(c, look, confidence, f"{c.group.label.lower()}_" if several else "") for c in comparisons]
+    parts = [
+        Part(c, look, confidence, f"{c.group.label.lower()}_" if several else "", reading.checkpoints)
+        for c in comparisons
+    ]
     for c, part in zip(comparisons, parts, strict=True):
         if several:
             blocks += [Heading(2, f"Group {c.group.label}: {_counts(c)}"), Text(_facts(c, comparisons))]
@@ -38,12 +41,18 @@ def document(study: Study, reading: Reading, title: str, confidence: float) -> t
     for family in study.families:
         if len(family) > 1:
             blocks += over_budgets(family, look, confidence)
+    if not parts:
+        suites = evaluation.suites_of(evaluation.rows_of([], look, [], reading.checkpoints), None)
+        blocks += evaluation.blocks(suites, confidence, 2, "")
+        return Document(title, blocks), [evaluation.table(suite, confidence) for suite in suites]
     blocks += [*what_was_run(comparisons), *_how_to_read(confidence)]
     return Document(title, blocks), parts[0].headline()
 
 
 def _in_short(study: Study, confidence: float) -> str:
     comparisons = study.comparisons
+    if not comparisons:
+        return f"Scores of models that are no runs here. Intervals: {100 * confidence:.3g} %, Student's t over seeds."
     runs = [run for c in comparisons for run in c.group.runs]
     seeds = len({run.seed for run in runs})
     arms = len({arm.label for c in comparisons for arm in c.arms})

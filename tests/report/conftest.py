@@ -6,7 +6,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from fabricate import Written, run
+from fabricate import Written, evaluated, run, scored
 
 from cramming.report import part
 from cramming.report.command import command
@@ -29,11 +29,22 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     ]  # fmt: skip
     for place_of_arm, (final, options, more) in enumerate(arms):
         for seed in range(3):
-            scores = {"glue": {"suite": "glue", "rule": "mean of tasks", "average": 90 - 2 * final + 0.1 * seed,
-                               "tasks": {"CoLA": {"matthews": 50 - final + 0.2 * seed}}}}  # fmt: skip
+            better = 0.05 * (6.5 - final) + 0.002 * seed
+            tasks = {"cola": {"matthews_correlation": [0.30 + better, 0.32 + better]},
+                     "sst2": {"accuracy": [0.84 + better, 0.85 + better]},
+                     "rte": {"accuracy": [0.51 + 0.02 * seed + better / 10, 0.53 + better / 5]}}  # fmt: skip
+            majority = {"cola": {"matthews_correlation": 0.0}, "sst2": {"accuracy": 0.509}, "rte": {"accuracy": 0.527}}
+            scores = {"glue_sane": scored(tasks, name="glue_sane", suite="GLUE (sane)", majority=majority)}
+            if final == 6.0:
+                low = {"cola": {"matthews_correlation": [0.0, 0.0]}, "sst2": {"accuracy": [0.80, 0.81]}}
+                scores["glue_sane-untrained"] = scored(low, name="glue_sane", suite="GLUE (sane)")
             run(base, f"run-{3 * place_of_arm + seed:02d}", final=final + 0.1 * seed + 0.001 * seed * place_of_arm,
                 options={**options, "seed": seed}, scores=scores, rows=120, **more)  # fmt: skip
     run(base, "crashed", options={"seed": 3}, until=0.6, end=False)
+    high = {"cola": {"matthews_correlation": [0.55, 0.57, 0.6]}, "sst2": {"accuracy": [0.92, 0.93, 0.92]}}
+    evaluated(
+        base / "bert-base-uncased", {"glue_sane": scored(high, name="glue_sane", suite="GLUE (sane)", average=0.8)}
+    )
     run(base, "apart", options={"impl.precision": "bfloat16"}, rows=20)
     printed = StringIO()
     with redirect_stdout(printed):

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -99,7 +100,7 @@ def run(
         rows: of ``metrics.jsonl``.
         until: the share of the budget that is spent.
         columns: further columns of the metrics: name -> function of progress.
-        scores: suite -> document of ``scores.json``.
+        scores: folder below ``eval`` -> document of ``results.json``, such as ``scored`` makes.
         table: options of the cost table that differ.
         end: write a summary.
     """
@@ -130,10 +131,65 @@ def run(
                             "packages": PACKAGES, "command": f"pretrain_bert.py name={name} seed={config['seed']}"},
             **(summary or {}),
         }))  # fmt: skip
-    for suite, document in (scores or {}).items():
-        (folder / "eval" / suite).mkdir(parents=True)
-        (folder / "eval" / suite / "scores.json").write_text(json.dumps(document))
+    evaluated(folder, scores or {})
     return folder
+
+
+def evaluated(folder: Path, scores: dict[str, dict[str, Any]]) -> Path:
+    """Documents of ``results.json`` in a folder, a run's or not."""
+    for suite, document in scores.items():
+        (folder / "eval" / suite).mkdir(parents=True)
+        (folder / "eval" / suite / "results.json").write_text(json.dumps(document))
+    return folder
+
+
+def scored(
+    tasks: dict[str, dict[str, list[float]]],
+    *,
+    name: str = "glue",
+    suite: str = "",
+    rule: str = "mean of tasks",
+    average: float | None = None,
+    majority: dict[str, dict[str, float]] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """What ``results.json`` says of these fractions.
+
+    Args:
+        tasks: task -> outcome -> fraction of each fine-tuning seed; the first outcome is the headline.
+        name: of the suite's configuration.
+        suite: its title; by default its name.
+        rule: of the average.
+        average: if there is one; by default the mean over headlines of each seed.
+        majority: task -> outcome -> what the most frequent class gets.
+        more: what else differs in the document.
+    """
+    heads = [next(iter(outcomes.values())) for outcomes in tasks.values()]
+    alike = bool(heads) and len({len(values) for values in heads}) == 1
+    by_seed = [fmean(values) for values in zip(*heads, strict=True)] if alike else None
+    return {
+        "format": 1, "suite": suite or name, "name": name,
+        "tasks": {task: {outcome: _score(values) for outcome, values in outcomes.items()}
+                  for task, outcomes in tasks.items()},
+        "average": average if average is not None or by_seed is None else fmean(by_seed), "average_rule": rule,
+        "average_of": [f"{task}.{next(iter(outcomes))}" for task, outcomes in tasks.items()], "average_missing": [],
+        "average_std": None, "average_ci95": None, "average_seeds": by_seed if average is None else None,
+        "details": {
+            task: {
+                "title": task, "headline": next(iter(outcomes)), "trained_by": None, "stopped_early_seeds": [],
+                "seeds": list(range(len(next(iter(outcomes.values()))))), "absent_seeds": [], "selection": None,
+                "baselines": {"majority": majority[task]} if majority and task in majority else {},
+                "rows": {"train": 100, "validation": 50}, "cut": {}, "setting": {"lr": 4e-5, "epochs": 5},
+            }
+            for task, outcomes in tasks.items()
+        },
+        "failed": [], "remarks": [], "cost": {"jobs": 1, "steps": 10}, "provenance": {"title": "x"}, **more,
+    }  # fmt: skip
+
+
+def _score(values: list[float]) -> dict[str, Any]:
+    spread = stdev(values) if len(values) > 1 else None
+    return {"mean": fmean(values), "std": spread, "ci95": None, "best_mean": max(values), "seeds": values}
 
 
 def _row(i: int, progress: float, final: float, budget_s: float, every: int) -> dict[str, Any]:

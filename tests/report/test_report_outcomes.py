@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricate import loss_at, run
+from fabricate import loss_at, run, scored
 
 from cramming.report import budgets, tables
 from cramming.report.arms import Arm
@@ -128,35 +128,33 @@ def test_accuracy_is_reached_from_below(tmp_path: Path) -> None:
     assert found.share.mean == pytest.approx(float(np.interp(1 / 7, rising, places)))
 
 
-def scored(average: float, rule: str = "mean of tasks", **tasks: float) -> dict[str, Any]:
-    return {
-        "glue": {"suite": "glue", "rule": rule, "average": average, "tasks": {k: {"acc": v} for k, v in tasks.items()}}
-    }
+def glue(cola: float, rule: str = "mean of tasks") -> dict[str, Any]:
+    return {"glue": scored({"cola": {"mcc": [cola]}}, average=cola + 0.3, rule=rule)}
 
 
 def test_scores_are_outcomes_with_their_rule(tmp_path: Path) -> None:
     c = comparison(
         tmp_path,
-        {"scores": scored(70.0, CoLA=40.0)}, {"options": {"seed": 1}, "scores": scored(72.0, CoLA=42.0)},
-        {"options": STACKING, "scores": scored(71.5, CoLA=40.5)},
-        {"options": {**STACKING, "seed": 1}, "scores": scored(73.5, CoLA=42.5)},
+        {"scores": glue(0.4)}, {"options": {"seed": 1}, "scores": glue(0.42)},
+        {"options": STACKING, "scores": glue(0.415)}, {"options": {**STACKING, "seed": 1}, "scores": glue(0.435)},
     )  # fmt: skip
     key = "glue/mean of tasks"
     assert outcome(c, key).rule == "mean of tasks"
     found = result(c, key)
     assert found.difference is not None
-    assert (found.difference.mean, found.judgement) == (1.5, "better")
-    detail = outcome(c, f"{key}/CoLA/acc")
+    assert found.difference.mean == pytest.approx(1.5)
+    assert found.judgement == "better"
+    detail = outcome(c, f"{key}/cola/mcc")
     assert detail.detail
     task = results(c.arms, c.baseline, detail, 0.95)[1]
     assert task.difference is not None
-    assert task.difference.mean == pytest.approx(0.5)
+    assert task.difference.mean == pytest.approx(1.5)
     assert tables.need_cell(reach(c, key), False).text.startswith("at most")
 
 
 def test_averages_by_other_rules_are_other_outcomes(tmp_path: Path) -> None:
-    c = comparison(tmp_path, {"scores": scored(70.0)}, {"options": STACKING, "scores": scored(90.0, "best epoch")})
-    labels = {o.label for o in outcomes_of(c.group.runs) if o.rule is not None}
+    c = comparison(tmp_path, {"scores": glue(0.4)}, {"options": STACKING, "scores": glue(0.6, "best epoch")})
+    labels = {o.label for o in outcomes_of(c.group.runs) if o.rule is not None and not o.detail}
     assert labels == {"glue average (mean of tasks)", "glue average (best epoch)"}
     found = result(c, "glue/best epoch")
     assert found.difference is None  # the baseline has none by this rule

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fabricate import run
+from fabricate import evaluated, run, scored
 
 from cramming.errors import UserError
 from cramming.report.part import rows_of
@@ -93,13 +93,55 @@ def test_the_rest_is_read_beside_a_damaged_run(tmp_path: Path) -> None:
     assert "summary.json" in reason
 
 
-def test_damaged_scores_are_named_and_the_run_is_kept(tmp_path: Path) -> None:
-    folder = run(tmp_path, "a", scores={"glue": {"suite": "glue", "rule": "mean", "average": 70.0, "tasks": {}}})
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ('{"average": 0.5}', "not an object with tasks"),
+        ("[]", "not an object with tasks"),
+        ("{", "cannot be used"),
+        ('{"tasks": {"a": {"x": {"mean": "high", "seeds": []}}}}', "'high' is no score"),
+        ('{"tasks": {"a": {"x": {"seeds": [0.5]}}}}', "it has no 'mean'"),
+        ('{"tasks": {}, "average": true}', "True is no score"),
+    ],
+)
+def test_damaged_scores_are_named_and_the_run_is_kept(tmp_path: Path, document: str, said: str) -> None:
+    folder = run(tmp_path, "a", scores={"glue": scored({"cola": {"f1": [0.7]}})})
     (folder / "eval" / "other").mkdir()
-    (folder / "eval" / "other" / "scores.json").write_text('{"average": "high"}')
+    (folder / "eval" / "other" / "results.json").write_text(document)
     found = read_all([str(folder)])
-    assert [(s.suite, s.average) for s in found.runs[0].scores] == [("glue", 70.0)]
-    assert "other" in found.damaged[0][1]
+    assert [s.suite for s in found.runs[0].scores] == ["glue"]
+    assert "eval/other/results.json" in found.damaged[0][1]
+    assert said in found.damaged[0][1]
+
+
+def test_scores_in_percent_with_their_seeds_and_variant(tmp_path: Path) -> None:
+    document = scored({"cola": {"mcc": [0.5, 0.25], "accuracy": [0.75, 0.5]}}, name="sane", suite="GLUE (sane)")
+    document["tasks"]["cola"]["mcc"]["seeds"] = [0.5, None]
+    document["details"]["cola"] |= {"seeds": [3, 7], "baselines": {"majority": {"mcc": None, "accuracy": 0.69}}}
+    folder = run(tmp_path, "a", scores={"sane": document, "sane@12h": document, "sane-untrained": document})
+    first, second, third = read_all([str(folder)]).runs[0].scores
+    assert [s.variant for s in (first, second, third)] == ["", "untrained", "@12h"]
+    assert {s.key for s in (first, second, third)} == {"sane/mean of tasks"}
+    assert first.tasks["cola"]["mcc"].by_seed == {3: 50.0, 7: 0.0}
+    assert first.tasks["cola"]["accuracy"].value == pytest.approx(62.5)
+    assert first.headlines == {"cola": "mcc"}
+    assert first.baselines["cola"]["majority"] == {"mcc": 0.0, "accuracy": 69.0}
+    assert first.average is not None
+    assert first.average.by_seed == {3: 50.0, 7: 25.0}
+
+
+def test_a_folder_with_nothing_but_scores_is_a_checkpoint(tmp_path: Path) -> None:
+    evaluated(tmp_path / "bert", {"glue": scored({"cola": {"mcc": [0.5]}})})
+    run(tmp_path, "a")
+    found = read_all([str(tmp_path / "*")])
+    assert names(found) == ["a"]
+    assert [c.name for c in found.checkpoints] == ["bert"]
+    assert found.damaged == []
+    (tmp_path / "bert" / "config.yaml").write_text("imported: true\n")  # an imported checkpoint's
+    assert [c.name for c in read_all([str(tmp_path / "*")]).checkpoints] == ["bert"]
+    (tmp_path / "bert" / "eval" / "glue" / "results.json").write_text("{")
+    assert read_all([str(tmp_path / "*")]).checkpoints == []
+    assert len(read_all([str(tmp_path / "*")]).damaged) == 1
 
 
 def test_globs_folders_and_what_lies_beside_runs(tmp_path: Path) -> None:
