@@ -15,7 +15,7 @@ import json
 import os
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,9 @@ class Repo:
 
     files: dict[str, bytes]
     gated: bool = False
+    listed: dict[str, str] = field(
+        default_factory=dict
+    )  # SHA-256 of files in the hub's large file storage, as it has it
 
     @property
     def sha(self) -> str:
@@ -75,9 +78,16 @@ class HubServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def add(self, kind: str, name: str, files: dict[str, bytes], gated: bool = False) -> Repo:
-        """A repository of ``datasets`` or ``models``; adding it again is another commit."""
-        self.repos[kind, name] = repo = Repo(files, gated)
+    def add(self, kind: str, name: str, files: dict[str, bytes], gated: bool = False, stored: str = "git") -> Repo:
+        """A repository of ``datasets`` or ``models``; adding it again is another commit. ``stored``: or ``lfs``."""
+        listed = {path: hashlib.sha256(data).hexdigest() for path, data in files.items() if stored == "lfs"}
+        self.repos[kind, name] = repo = Repo(files, gated, listed)
+        self.commits[repo.sha] = repo
+        return repo
+
+    def branch(self, name: str, revision: str, files: dict[str, bytes]) -> Repo:
+        """Other files of a repository under a revision such as ``refs/convert/parquet``."""
+        self.commits[f"{name}@{revision}"] = repo = Repo(files)
         self.commits[repo.sha] = repo
         return repo
 
@@ -145,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         rest = (api[4] or "main") if api else resolve[3] if resolve else ""
         revision, _, inner = rest.partition("/")
-        repo = repo if revision == "main" else self.hub.commits.get(revision)
+        branch = self.hub.commits.get(f"{name}@{rest}")
+        repo = branch or (repo if revision == "main" else self.hub.commits.get(revision))
         if repo is None:
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif resolve:
@@ -232,5 +243,8 @@ def _entries(repo: Repo, folder: str, recursive: bool) -> list[dict[str, Any]]:
             if recursive or depth == 1:
                 folders[prefix + "/".join(below[:depth])] = None
         if recursive or len(below) == 1:
-            files.append({"type": "file", "oid": hashlib.sha1(data).hexdigest(), "size": len(data), "path": path})
+            file = {"type": "file", "oid": hashlib.sha1(data).hexdigest(), "size": len(data), "path": path}
+            if path in repo.listed:
+                file["lfs"] = {"oid": repo.listed[path], "size": len(data), "pointerSize": 100}
+            files.append(file)
     return [{"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in folders] + files

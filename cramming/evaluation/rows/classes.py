@@ -1,6 +1,7 @@
 """What a file of a known task says in its label column, as the number the task gives it."""
 
 import math
+from functools import cache
 from typing import Any
 
 from cramming.errors import UserError
@@ -30,19 +31,21 @@ def class_of(task: Task, value: Any, where: str) -> int | float | None:
         return None
     if task.kind == "regression":
         return _number(task, value, where)
-    text = str(value).strip()
-    named = {name.lower(): place for place, name in enumerate(task.labels)}
-    if isinstance(value, bool) or (isinstance(value, str) and text.lower() in named):
-        if text.lower() in named:
-            return named[text.lower()]
+    known = _spelled(task.labels)
+    spelled = str(value)
+    if spelled not in known:
+        spelled = spelled.strip().lower().removesuffix(".0" if isinstance(value, float) else "")
+    if spelled not in known:
         raise _outside(task, value, where)
-    try:
-        place = int(text) if isinstance(value, str) else value
-    except ValueError:
-        raise _outside(task, value, where) from None
-    if place != int(place) or place >= len(task.labels) or place < -1:
-        raise _outside(task, value, where)
-    return None if place < 0 else int(place)
+    return known[spelled]
+
+
+@cache
+def _spelled(labels: tuple[str, ...]) -> dict[str, int | None]:
+    """Every way to write a class: its number, or its name in small letters or as it is."""
+    numbered: dict[str, int | None] = {str(place): place for place in range(len(labels))} | {"-1": None}
+    named = {spelling: place for place, name in enumerate(labels) for spelling in (name, name.lower())}
+    return numbered | named
 
 
 def _number(task: Task, value: Any, where: str) -> float | None:

@@ -177,7 +177,7 @@ def _qnli() -> dict[str, str]:
 
 def _wnli() -> dict[str, str]:
     def row(split: str, number: int) -> tuple[str, ...]:
-        first, second = NAMES[number % 6], NAMES[(number + 1) % 6]
+        first, second = NAMES[number % 6], NAMES[(number + 1 + number // 6) % 6]
         told = f"{first} could not see {second} because she was too far away."
         follows = number % 2
         return str(number), told, f"{second if follows else first} was too far away.", str(follows)

@@ -91,7 +91,7 @@ def _multirc(split: str, number: int) -> Record:
 
 def _record(split: str, number: int) -> Record:
     name, city = pick(NAMES, "record", split, number), pick(CITIES, "record", split, number)
-    other = NAMES[(NAMES.index(name) + 1) % len(NAMES)]
+    other = NAMES[(NAMES.index(name) + 1 + number % 5) % len(NAMES)]
     text = (
         f"{name} lives in {city}. {other} came to {city}\n@highlight\n{name} has a house\n@highlight\n{other} has none"
     )
@@ -141,9 +141,10 @@ def _axg(number: int) -> Record:
     """Two rows that follow one another differ in the pronoun alone."""
     place, pronoun = number // 2, ("his", "her")[number % 2]
     follows = place % 2 == 0
-    hypothesis = "The teacher lost a book." if follows else "The doctor lost a book."
-    return {"hypothesis": hypothesis, "idx": number, "label": "entailment" if follows else "not_entailment",
-            "pair_id": 1000 + number, "premise": f"The teacher told the doctor about {pronoun} lost book."}  # fmt: skip
+    work, thing = pick(("teacher", "farmer", "singer", "writer"), place, "work"), pick(("book", "bag", "hat"), place)
+    return {"hypothesis": f"The {work if follows else 'doctor'} lost a {thing}.", "idx": number,
+            "label": "entailment" if follows else "not_entailment", "pair_id": 1000 + number,
+            "premise": f"The {work} told the doctor about {pronoun} lost {thing}."}  # fmt: skip
 
 
 def _swag(split: str, number: int) -> Record:

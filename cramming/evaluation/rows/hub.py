@@ -156,7 +156,7 @@ def _splits(dataset: str, commit: str, subset: str, names: list[str]) -> dict[st
             if re.fullmatch(rf"{split}(-\d+-of-\d+|/\d+)?\.parquet", inner):
                 sha256 = file.lfs.sha256 if file.lfs is not None else None
                 found.setdefault(split, []).append(Part(file.path, file.size, sha256))
-    return found
+    return {split: found[split] for split in names if split in found}
 
 
 def begun(task: Task, remote: Remote, folder: Path) -> int:
@@ -189,8 +189,11 @@ def fetch(task: Task, remote: Remote, folder: Path, progress: ProgressSink) -> N
         work.mkdir(exist_ok=True)
         known: dict[str, Any] = {}
         with room_for(work), _explained(task, folder):
-            for split, parts in remote.splits.items():
-                files = [_part(remote, part, work / f"part-{split}-{n}", progress) for n, part in enumerate(parts)]
+            here = {
+                split: [_part(remote, part, work / f"part-{split}-{n}", progress) for n, part in enumerate(parts)]
+                for split, parts in remote.splits.items()
+            }
+            for split, files in here.items():
                 known[split] = _joined(files, work / "whole" / f"{split}.parquet")
             told = {"dataset": remote.dataset, "commit": remote.commit, "subset": remote.subset, "splits": known}
             write_atomically(work / "whole" / parquet.MANIFEST, json.dumps(told, indent=1).encode())

@@ -70,6 +70,8 @@ def read(task: Task, split: str, path: Path, notes: list[str]) -> list[dict[str,
         UserError: it is not UTF-8, lacks a column, or has a label that the task does not have.
     """
     lines = "".join(chunk.text for chunk in chunks(path)).split("\n")
+    if lines == [""]:
+        return []
     header, first = _header(task, split, lines)
     columns = COLUMNS[task.name]
     missing = [name for name in columns.texts.values() if name not in header]
