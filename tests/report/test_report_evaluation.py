@@ -83,7 +83,7 @@ def test_single_runs_are_paired_by_fine_tuning_seed(tmp_path: Path) -> None:
     assert found.baseline is not None
     table = evaluation.differences(found, found.baseline, 0.95)
     assert cells(table)["layer_stacking"][1] == f"+3.0 ± {T_3 / math.sqrt(3):.1f}† better"
-    assert "paired by fine-tuning seed" in table.caption
+    assert "paired by fine-tuning seed: a verdict on two models" in table.caption
 
 
 def test_untrained_weights_are_a_line_of_their_own_and_in_no_mean(tmp_path: Path) -> None:
