@@ -53,6 +53,7 @@ class Job:
         """A short name that differs wherever anything differs that can change the result, rows apart."""
         said = asdict(self)
         said["setting"].pop("seeds")  # those of the other jobs
+        said.pop("also")  # asks the model more; it is the same model
         text = json.dumps([RESULT_VERSION, said], sort_keys=True)
         return f"{self.task}-seed={self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

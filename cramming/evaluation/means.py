@@ -52,6 +52,20 @@ class Means:
         return "cpu" if self.device == "cpu" else f"cuda:{worker % torch.cuda.device_count()}"
 
 
+def check(impl: EvalImpl) -> None:
+    """Refuse at once what the device cannot do.
+
+    Raises:
+        UserError: a precision it lacks.
+    """
+    _precision(impl.precision)
+
+
+def _precision(asked: str) -> str:
+    """``auto``, and what is refused, are those of pretraining."""
+    return resolve.resolve(ImplConfig(precision=asked, threads=1, compile=False), None).precision
+
+
 def resolved(impl: EvalImpl, stored: Means | None, planned: int, need: float, notes: list[str]) -> Means:
     """What ``impl`` asks for; each ``auto`` as it was stored, else as fits this machine and so many jobs.
 
@@ -69,8 +83,7 @@ def resolved(impl: EvalImpl, stored: Means | None, planned: int, need: float, no
     precision = impl.precision
     if precision == "auto" and stored is not None and stored.device == device:
         precision = stored.precision
-    # Its `auto`, and what it refuses, are those of pretraining.
-    precision = resolve.resolve(ImplConfig(precision=precision, threads=1, compile=False), None).precision
+    precision = _precision(precision)
     known = stored if stored is not None and stored.device == device and stored.planned == planned else None
     jobs, threads, cores = impl.jobs, impl.threads, resolve.available_cores()
     if jobs == "auto":
@@ -145,7 +158,8 @@ def write(folder: Path, means: Means) -> None:
 
 def said(means: Means) -> str:
     """One line about it."""
-    each = f"{means.jobs} at a time" if means.jobs > 1 else "one at a time"
+    at_once = min(means.jobs, means.planned)
+    each = f"{at_once} at a time" if at_once > 1 else "one at a time"
     where = f"{means.threads} thread{'s' * (means.threads != 1)} each" if means.device == "cpu" else "on GPUs"
     return f"{each}, {where}, {means.precision}"
 

@@ -128,7 +128,8 @@ class Runner:
     def _to_do(self, jobs: Sequence[Job]) -> set[str]:
         """Keys of the jobs that are not done, or whose model is needed and gone."""
         waiting: set[str] = set()
-        for job in jobs:
+        known = {key for key, outcome in self.outcomes.items() if outcome.result is not None}
+        for job in [job for job in jobs if job.key not in known]:
             failure = self.material.failures.get(job.task)
             result = None if failure else kept.result_of(self.shared.suite_dir, job, self.material.sha256(job))
             if failure is not None:
@@ -146,7 +147,7 @@ class Runner:
             if job.key in self.outcomes and self.outcomes[job.key].result is not None:
                 if job.key in waiting:
                     del self.outcomes[job.key]
-                else:
+                elif job.key not in known:
                     self._settle(self.outcomes[job.key], earlier=True)
         return waiting
 

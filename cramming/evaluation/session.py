@@ -14,7 +14,7 @@ from types import FrameType
 
 from cramming import durable, folder
 from cramming.errors import UserError
-from cramming.evaluation import baselines, kept, means, plan, results
+from cramming.evaluation import baselines, choosing, kept, means, plan, results
 from cramming.evaluation.board import Board
 from cramming.evaluation.composing import UNTRAINED, Asked, origin
 from cramming.evaluation.config import Setting
@@ -68,6 +68,7 @@ def scored(call: Asked) -> Scored:
     tasks = plan.tasks_needed(config, notes)
     subject = subject_of(config)
     settings = plan.settings_of(config.eval, tasks.values(), partial(longest, subject.weights), call.typed, notes)
+    means.check(config.impl)
     suite_dir = Path(config.base_dir) / subject.name / EVALUATIONS / subject.suite
     with folder.held(suite_dir), _sigterm_stops():
         if not config.resume:
@@ -78,8 +79,10 @@ def scored(call: Asked) -> Scored:
         made = prepare(config, tasks, settings, subject.weights.tokenizer, progress_for())
         print(*made.notes, sep="\n", end="\n" if made.notes else "", flush=True)
         suite = _Suite(call, subject, suite_dir, tasks, settings, made)
+        if set(suite.asked) <= set(made.failures):  # what an earlier call brought stays as it is
+            raise UserError(made.failures[suite.asked[0]])
         outcomes = suite.run()
-        found = suite.collected(outcomes, [*notes, *made.notes])
+        found = suite.collected(outcomes, [*notes, *dict.fromkeys(made.notes)])
         results.write(suite_dir, found.results)
         print(results.printed(found.results))
         print(f"results: {suite_dir}/results.json, .csv, .md")
@@ -127,8 +130,10 @@ class _Suite:
         """Choose settings, where that is asked for, and do the jobs that are reported."""
         config = self.call.config
         usable = [n for n in self.asked if self.tasks[n].trained_by is None or n not in self.made.failures]
-        jobs = plan.final_jobs(config.eval, self.tasks, self.settings, usable, self.subject.sha256)
-        how, need = self._means(jobs)
+        make = partial(plan.final_jobs, config.eval, self.tasks, asked=usable, weights_sha256=self.subject.sha256)
+        trials = [trial for tried in choosing.trials_of(config.eval, self.settings).values() for trial in tried]
+        planned = [*trials, *(job.setting for job in make(self.settings))]
+        how, need = self._means(planned, len(trials))
         start = self.suite_dir / _START
         shared = Shared(
             suite_dir=self.suite_dir,
@@ -149,7 +154,13 @@ class _Suite:
                     shared, self.tasks, self.made, how, config.eval.save_models, need, display, tracking.ended
                 ) as runner,
             ):
-                outcomes = runner.run(jobs)
+                chosen = choosing.choose(
+                    config.eval, self.tasks, self.settings, usable, self.subject.sha256, do=runner.run
+                )
+                self.settings, self.selections = chosen.settings, chosen.selections
+                self.made.failures |= chosen.failures
+                self.made.notes += chosen.notes
+                outcomes = runner.run(make(self.settings))
                 runner.finish()
                 return outcomes
         except KeyboardInterrupt:
@@ -158,14 +169,14 @@ class _Suite:
         finally:
             start.unlink(missing_ok=True)
 
-    def _means(self, jobs: Sequence[Job]) -> tuple[means.Means, float]:
+    def _means(self, planned: Sequence[Setting], trials: int) -> tuple[means.Means, float]:
         """How jobs compute, stored; and the memory one takes, as far as is known."""
         impl, lines = self.call.config.impl, list[str]()
         microbatch = None if impl.microbatch_size == "auto" else impl.microbatch_size
-        need = means.need_of(self.subject.weights, [job.setting for job in jobs], microbatch)
-        how = means.resolved(impl, means.read(self.suite_dir), len(jobs), need, lines)
+        need = means.need_of(self.subject.weights, planned, microbatch)
+        how = means.resolved(impl, means.read(self.suite_dir), len(planned), need, lines)
         means.write(self.suite_dir, how)
-        count = f"{len(jobs)} job{'s' * (len(jobs) != 1)}"
+        count = f"{len(planned)} job{'s' * (len(planned) != 1)}" + (f", {trials} of them trials" if trials else "")
         print(*lines, f"{self.subject.title}: {count}, {means.said(how)}", sep="\n", flush=True)
         return how, need
 
@@ -205,11 +216,21 @@ class _Suite:
         tasks = plan.tasks_needed(whole, [])
         weights = self.subject.weights
         settings = plan.settings_of(whole.eval, tasks.values(), partial(longest, weights), (), [])
-        jobs = plan.final_jobs(whole.eval, tasks, settings, whole.eval.tasks, self.subject.sha256)
+        chosen = choosing.choose(
+            whole.eval,
+            tasks,
+            settings,
+            whole.eval.tasks,
+            self.subject.sha256,
+            do=lambda jobs, _: [self._kept(job) for job in jobs],
+            whole=True,
+        )
+        self.selections = {**chosen.selections, **self.selections}
+        jobs = plan.final_jobs(whole.eval, tasks, chosen.settings, whole.eval.tasks, self.subject.sha256)
         found: dict[str, list[JobResult]] = {}
         for job in jobs:
-            result = None if job.task in there else kept.result_of(self.suite_dir, replace(job, also=()), None)
-            if result is not None and kept.made_of(self.suite_dir, job) == json.loads(dumps(origin(config))):
+            result = None if job.task in there else self._kept(replace(job, also=())).result
+            if result is not None:
                 found.setdefault(job.task, []).append(result)
         shown = {name: tasks[name] for name in self.call.tasks if name in found}
         for name, task in tasks.items():
@@ -217,6 +238,12 @@ class _Suite:
             if name not in there and trainer and all(name in result.also for result in trainer):
                 shown[name] = task
         return shown, [result for results_of in found.values() for result in results_of]
+
+    def _kept(self, job: Job) -> Outcome:
+        """What an earlier call left of a job, on the rows of this one."""
+        result = kept.result_of(self.suite_dir, job, None)
+        same = kept.made_of(self.suite_dir, job) == json.loads(dumps(origin(self.call.config)))
+        return Outcome(job, result if same else None, "it is not done")
 
     def _baselines(self, tasks: Mapping[str, Task]) -> dict[str, baselines.Baselines]:
         """What no reading at all would score; made once for the same rows."""
