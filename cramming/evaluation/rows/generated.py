@@ -4,13 +4,14 @@
 rules that a tiny model learns in some dozens of steps, the others are a few rows of the right form.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cramming.data.lock import locked
 from cramming.durable import write_atomically
 from cramming.evaluation.rows import generated_glue, generated_superglue, official_tsv
-from cramming.evaluation.rows.generated_words import draw, pick, said, sentence
+from cramming.evaluation.rows.generated_words import pick, said, sentence
 from cramming.evaluation.tasks import registry
 from cramming.evaluation.tasks.task import Task
 
@@ -18,9 +19,9 @@ NAME = "generated"
 OWN_TRAIN, OWN_VALIDATION = "topics.csv", "topics_dev.csv"
 _VERSION = 1  # raised when the rows change
 _TOPICS = {
-    "food": ("bread", "soup", "cake", "fish", "apple"),
-    "music": ("song", "piano", "drum", "voice", "concert"),
-    "sport": ("ball", "race", "team", "match", "goal"),
+    "food": ("bread", "fish", "soup", "milk"),
+    "music": ("song", "sound", "voice", "note"),
+    "sport": ("ball", "race", "team", "game"),
 }
 
 
@@ -54,8 +55,9 @@ def write(where: Path, tasks: Sequence[str] | None = None) -> None:
         made = generated_glue.files(task.name) if task.collection == "glue" else generated_superglue.files(task.name)
         for name, text in made.items():
             _put(where / task.collection / _folder_name(task) / name, text)
-    _put(where / OWN_TRAIN, _csv("train", 200))
-    _put(where / OWN_VALIDATION, _csv("dev", 50))
+    train = _own(200, {})
+    _put(where / OWN_TRAIN, _csv(train))
+    _put(where / OWN_VALIDATION, _csv(_own(50, train)))
 
 
 def _folder_name(task: Task) -> str:
@@ -67,12 +69,20 @@ def _put(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 
 
-def _csv(split: str, count: int) -> str:
-    """Sentences, and the topic that one of their words belongs to."""
-    lines = ["text,topic"]
-    for number in range(count):
-        topic = pick(list(_TOPICS), "topic", split, number)
-        one, word = said("topic", split, number), pick(_TOPICS[topic], "word", split, number)
-        end = "today" if draw("end", split, number) % 2 else one.where
-        lines.append(f'"{sentence(one.who, "saw the", word, end)}",{topic}')
-    return "\n".join(lines) + "\n"
+def _own(count: int, known: Mapping[str, str]) -> dict[str, str]:
+    """Sentences that are not known yet, each with the topic that two of its words belong to."""
+    made: dict[str, str] = {}
+    for number in itertools.count(len(known)):
+        topic = pick(list(_TOPICS), "topic", number)
+        words = [pick(_TOPICS[topic], "word", place, number) for place in range(2)]
+        one = said("topic", number)
+        text = sentence(one.who, "saw the", words[0], "and the", words[1])
+        if text not in known:
+            made[text] = topic
+        if len(made) == count:
+            break
+    return made
+
+
+def _csv(topics: Mapping[str, str]) -> str:
+    return "".join(f"{text},{topic}\n" for text, topic in {"text": "topic", **topics}.items())

@@ -1,7 +1,7 @@
 """GLUE made here: every task's files as its makers lay them out. CoLA, SST-2 and RTE can be learned in seconds.
 
 A sentence is unacceptable where its verb is bent as no one does (``goed``), positive or negative by its adjectives, and
-not entailed where it says ``never``.
+entailed where it says ``truly`` and not where it says ``never``.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ def entailed(split: str, number: int) -> tuple[str, str, bool]:
     """A premise, a hypothesis, and whether the one follows from the other."""
     first, second = said("rte", split, number), said("rte other", split, number)
     follows = draw("rte label", split, number) % 5 < 3
-    hypothesis = str(first) if follows else sentence(first.who, "never", first.did, first.where)
+    hypothesis = sentence(first.who, "truly" if follows else "never", first.did, first.where)  # of one length
     return f"{first} {second}", hypothesis, follows
 
 
