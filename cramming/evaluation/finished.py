@@ -1,8 +1,10 @@
 """Fine-tunings that are done: the suites of a run, the jobs of a suite, and which of them has the best model."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -121,6 +123,7 @@ def finished(suite_dir: Path) -> dict[str, list[Finished]]:
         UserError: a result is damaged.
     """
     config = config_of(suite_dir) if (suite_dir / SUITE).is_file() else None
+    settings: dict[str, dict[str, Any] | None] = {}
     found: dict[str, list[tuple[bool, float, Finished]]] = {}
     for file in sorted((suite_dir / JOBS).glob(f"*/{RESULT}")):
         try:
@@ -133,7 +136,11 @@ def finished(suite_dir: Path) -> dict[str, list[Finished]]:
         task = TASKS.get(result.task)
         metric = task.metrics[0] if task is not None and task.metrics[0] in scores else next(iter(scores))
         done = Finished(suite_dir.name, file.parent, result, metric, scores[metric])
-        found.setdefault(result.task, []).append((_asked_for(result, config), file.stat().st_mtime, done))
+        if result.task not in settings:  # a search chooses its own
+            fixed = config if config is not None and config.search.kind == "none" else None
+            settings[result.task] = None if fixed is None else asdict(fixed.setting(result.task))
+        asked_for = _asked_for(result, settings[result.task])
+        found.setdefault(result.task, []).append((asked_for, file.stat().st_mtime, done))
     return {task: _one_of_each_seed(done) for task, done in found.items()}
 
 
@@ -180,13 +187,12 @@ def best(done: list[Finished], task: str, seed: int | None = None) -> tuple[Fini
     return kept[0], said
 
 
-def _asked_for(result: JobResult, config: EvalConfig | None) -> bool:
-    """Whether a job's setting is the one its suite has now; a search chooses its own.
+def _asked_for(result: JobResult, now: Mapping[str, Any] | None) -> bool:
+    """Whether a job's setting is the one its suite has now; None: any is.
 
     Texts may be shorter than the suite's: no longer than the model takes.
     """
-    if config is None or config.search.kind != "none":
+    if now is None:
         return True
-    now = asdict(config.setting(result.task))
     same = all(result.setting.get(key) == now[key] for key in SETTING_KEYS if key not in ("seeds", "max_length"))
     return same and result.setting.get("max_length", 0) <= now["max_length"]

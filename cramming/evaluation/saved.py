@@ -32,7 +32,10 @@ from cramming.evaluation.config import Setting
 from cramming.evaluation.finetuned import FineTuned
 from cramming.evaluation.tasks.task import Task
 from cramming.exchange import tokenizers
+from cramming.exchange.importing import FRESH
+from cramming.exchange.weights import Weights, sha256
 from cramming.exchange.written import reference_config, special_ids, transformers_class
+from cramming.hashing import key
 
 DESCRIPTION, WEIGHTS, CONFIG = "cramming_task.json", "model.safetensors", "config.json"
 FORMAT = 1
@@ -163,7 +166,10 @@ def load(folder: Path) -> Saved:
             model.load_state_dict(tensors)
         else:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            fill(model.encoder, FAMILIES[said["names"]](config, CLASSIFICATION), tensors)
+            plan = FAMILIES[said["names"]](config, CLASSIFICATION)
+            if plan.sources.keys() != tensors_of(model.encoder).keys():
+                raise ValueError(f"{CONFIG} is of another model")
+            fill(model.encoder, plan, tensors)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, OmegaConfBaseException) as error:
@@ -171,6 +177,48 @@ def load(folder: Path) -> Saved:
         raise UserError(f"{folder} is damaged ({reason}): fine-tune again") from error
     tokenizer = Tokenizer.kept(folder)
     return Saved(model.eval(), tokenizer, setting, said["about"], said["loads_with"])
+
+
+def encoder_of(folder: Path, title: str, head: str) -> Weights | None:
+    """The encoder of a fine-tuned model whose tensors have our own names, to begin another training with.
+
+    Args:
+        folder: any.
+        title: what to call it.
+        head: of the model to be made: ``fresh``; it has no other.
+
+    Returns:
+        A masked language model's weights, its head begun anew; None: the folder is none of ours, or its tensors have a
+        family's names, by which it is read like everybody's.
+
+    Raises:
+        UserError: it is damaged, or another head is asked for.
+    """
+    if not (folder / DESCRIPTION).is_file() or (folder / CONFIG).is_file():
+        return None
+    if head != FRESH:
+        raise UserError(
+            f"{title} is fine-tuned and has no masked-language-model head: head=fresh (init_head=fresh in training) "
+            "begins a new one"
+        )
+    found = load(folder)
+    encoder: Any = found.model.encoder
+    arch, sizes = found.model.arch, (int(encoder.vocab_size), found.model.positions)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key("exchange", "weights"))  # what begins anew does so the same every time
+        model = arch.build(*sizes)
+    names = {name for name in model.state_dict() if not name.startswith("head.")}
+    model.load_state_dict({n: t for n, t in encoder.state_dict().items() if n in names}, strict=False)
+    state = model.state_dict()
+    return Weights(
+        title,
+        arch,
+        *sizes,
+        state,
+        found.tokenizer,
+        origin={"family": OWN_NAMES, "file": WEIGHTS, "weights_sha256": sha256(state)},
+        fresh=tuple(name for name, _ in model.named_parameters() if name not in names & set(encoder.state_dict())),
+    )
 
 
 def _built(arch: ArchConfig, vocab_size: int, positions: int, task: Task, setting: Setting) -> FineTuned:
@@ -200,7 +248,8 @@ def _form(model: FineTuned, tokenizer: Tokenizer) -> _Form | None:
         plan = FAMILIES[family](config, CLASSIFICATION)
         if plan.sources.keys() != tensors_of(encoder).keys():
             return None
-        twin = plan.arch.build(plan.vocab_size, plan.positions, model.task.outputs).eval()
+        with torch.random.fork_rng(devices=[]):
+            twin = plan.arch.build(plan.vocab_size, plan.positions, model.task.outputs).eval()
         fill(twin, plan, to_reference(encoder, plan, copies=False))
     except UserError:
         return None

@@ -12,6 +12,7 @@ from cramming.evaluation.composing import UNTRAINED
 from cramming.evaluation.config import EvaluateConfig
 from cramming.evaluation.finetuned import length_for
 from cramming.evaluation.trained import Selection, selected
+from cramming.exchange.importing import FRESH
 from cramming.exchange.weights import Weights, sha256
 
 
@@ -42,7 +43,7 @@ def subject_of(config: EvaluateConfig) -> Subject:
     """
     untrained = config.weights == UNTRAINED
     selection = Selection(config.name, config.base_dir, config.checkpoint, "averaged" if untrained else config.weights)
-    weights, found = selected(selection)
+    weights, found = selected(selection, FRESH)
     _, _, at = (config.checkpoint or "").partition("@")
     if found is not None:
         name, title = found.name, f"run {found.name}, step {found.checkpoint.step}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cramming import folder, resolve
+from cramming.architectures.references import MLM
 from cramming.build import Parts, build_method
 from cramming.cli import compose
 from cramming.config import PretrainConfig
@@ -15,6 +16,7 @@ from cramming.data.preparation import prepare
 from cramming.data.store import TokenStore
 from cramming.errors import UserError
 from cramming.exchange import initializing
+from cramming.exchange.importing import Request
 from cramming.exchange.opening import opened
 from cramming.exchange.places import locate
 from cramming.exchange.weights import Weights, is_imported, of_run
@@ -71,8 +73,13 @@ def find(options: Selection) -> folder.Found | None:
     return found
 
 
-def selected(options: Selection) -> tuple[Weights, folder.Found | None]:
+def selected(options: Selection, head: str = MLM) -> tuple[Weights, folder.Found | None]:
     """The checkpoint asked for, whatever it is; and the run it is of, if it is one's.
+
+    Args:
+        options: which.
+        head: of what is no run: ``mlm``, its masked-language-model head; or ``fresh``: that is not needed, so that
+            classifiers and encoders alone will do.
 
     Raises:
         UserError: no such checkpoint, or it cannot be used.
@@ -81,7 +88,7 @@ def selected(options: Selection) -> tuple[Weights, folder.Found | None]:
     if found is not None:
         return of_run(found, averaged), found
     assert options.checkpoint is not None
-    weights = opened(options.checkpoint, options.base_dir)
+    weights = opened(options.checkpoint, options.base_dir, Request(head=head))
     print(weights.title)
     if weights.tokenizer is None:
         raise UserError(

@@ -23,4 +23,7 @@ def opened(given: str, base_dir: str, request: Request | None = None) -> Weights
         found = weights.of_run(place.run)
         return weights.without_head(found) if request.head == FRESH else found
     assert place.weights is not None
-    return importing.of_files(place.weights, place.title, request)
+    from cramming.evaluation import saved  # knows what opens checkpoints
+
+    fine_tuned = saved.encoder_of(place.weights.parent, place.title, request.head)
+    return fine_tuned or importing.of_files(place.weights, place.title, request)
