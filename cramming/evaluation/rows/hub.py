@@ -273,6 +273,6 @@ def _offline(task: Task, folder: Path, reason: str) -> UserError:
     state = f"only a part of {task.title} is in {folder.parent}" if begun_before else f"{task.title} is not in {folder}"
     return UserError(
         f"{state}, and the hub cannot be reached ({reason}); where there is a network, run: "
-        f"{parquet.COMMAND} tasks={task.name} data_dir={folder.parents[2]} (it goes on where it was), or give a folder with its files: "
-        "eval.data_dir=<folder>"
+        f"{parquet.COMMAND} tasks={task.name} data_dir={folder.parents[2]} (it goes on where it was), "
+        "or give a folder with its files: eval.data_dir=<folder>"
     )
