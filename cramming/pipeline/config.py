@@ -71,7 +71,8 @@ def load(words: Sequence[str], config_dir: Path = CONFIG_DIR / "pipeline") -> Pi
             tree.evaluate[label] = _joined(tree.evaluate[label], [w for w in others if w.startswith("eval.")])
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise UserError(f"experiment={experiment}: {str(error).splitlines()[0]}") from error
+        where = getattr(error, "full_key", None) or f"experiment={experiment}"
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, PipelineConfig)
     check_name(config.name)
     for stage in config.stages:

@@ -16,6 +16,8 @@ from cramming.cli import compose
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
+from cramming.evaluation.composing import UNTRAINED, asked
+from cramming.evaluation.finished import EVALUATIONS
 from cramming.pipeline import module_task
 from cramming.pipeline.config import PipelineConfig, split
 from cramming.progress import Silent, progress_for
@@ -187,17 +189,13 @@ class Stages:
         return [self._suite(label, split(words)) for label, words in self.config.evaluate.items()]
 
     def _suite(self, label: str, words: Sequence[str]) -> Stage:
-        from cramming.evaluation.composing import results_folder
-
         place = [f"base_dir={self.config.base_dir}", f"data_dir={self.config.data_dir}"]
 
         def commands() -> list[list[str]]:
             return [[str(ROOT / "eval.py"), f"name={run_dir.name}", *place, *words] for run_dir in self.run_dirs()]
 
         def outputs() -> list[Path]:
-            return [
-                results_folder([f"name={run_dir.name}", *place, *words]) / "results.json" for run_dir in self.run_dirs()
-            ]
+            return [results_folder(run_dir, words) / "results.json" for run_dir in self.run_dirs()]
 
         def said() -> str:
             return "; ".join(_scores(json.loads(file.read_text())) for file in outputs()[:2])
@@ -239,6 +237,17 @@ class Stages:
 
         after = tuple(f"fine-tuning {suite}" for suite in self.config.evaluate)
         return Stage(f"submission {label}", commands, outputs, lambda: ", ".join(map(str, outputs()[:2])), after)
+
+
+def results_folder(run_dir: Path, words: Sequence[str]) -> Path:
+    """Where ``eval.py`` puts the results of a run.
+
+    Raises:
+        UserError: words that it cannot use.
+    """
+    config = asked([f"name={run_dir.name}", *words]).config
+    untrained = f"-{UNTRAINED}" if config.weights == UNTRAINED else ""
+    return run_dir / EVALUATIONS / f"{config.eval.name}{untrained}"
 
 
 def argv(command: Sequence[str]) -> list[str]:

@@ -7,9 +7,9 @@ import pytest
 
 from cramming.errors import UserError
 from cramming.pipeline.command import Ended, _through
-from cramming.pipeline.config import STAGES, load
+from cramming.pipeline.config import STAGES, load, split
 from cramming.pipeline.record import Record
-from cramming.pipeline.stages import Stage, Stages
+from cramming.pipeline.stages import Stage, Stages, results_folder
 
 PIPELINES = sorted(file.stem for file in (Path(__file__).parents[2] / "config/pipeline").glob("*.yaml"))
 
@@ -111,13 +111,11 @@ def test_a_record_that_cannot_be_read_is_made_anew(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_pipeline_reads_and_its_command_lines_compose(name: str, tmp_path: Path) -> None:
-    from cramming.evaluation.composing import results_folder
-
     config = load([f"experiment={name}", f"base_dir={tmp_path}"])
     stages = Stages(config)
     assert stages.all()
     for words in config.evaluate.values():
-        assert results_folder([f"name={config.name}", f"base_dir={tmp_path}", *words.split()]).parent.name == "eval"
+        assert results_folder(tmp_path / config.name, split(words)).parent == tmp_path / config.name / "eval"
 
 
 def test_words_go_where_they_belong() -> None:
