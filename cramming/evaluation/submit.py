@@ -88,8 +88,8 @@ def _submit(options: Options, test_sets: str | None) -> None:
     if chosen.missing and options.fill is None:
         raise UserError(
             f"{benchmark.title} needs all of its tasks, and {run_dir.name}'s {suite_dir.name} lacks "
-            f"{'; '.join(f'{task} ({why})' for task, why in chosen.missing.items())}: fine-tune them, or give "
-            f"fill={_FILLS[0]} to answer them with their commonest class"
+            f"{', '.join(chosen.missing)} ({'; '.join(dict.fromkeys(chosen.missing.values()))}): fine-tune them, or "
+            f"give fill={_FILLS[0]} to answer them with their commonest class"
         )
     notes: list[str] = []
     answers = answering.Answering(config, data_dir, resolve.device(), notes)

@@ -51,7 +51,7 @@ def choose(benchmark: Benchmark, done: Mapping[str, list[Finished]]) -> Chosen:
     for name in benchmark.tasks:
         trained = TASKS[name].trained_by or name
         if trained not in done:
-            missing[name] = f"{trained} is not fine-tuned"
+            missing[name] = "not fine-tuned"
             continue
         try:
             models[name], said[trained] = finished.best(done[trained], trained)
