@@ -1,5 +1,6 @@
 """``eval.py``: what a trained model is worth on tasks, fine-tuned on each."""
 
+import os
 from collections.abc import Sequence
 
 from omegaconf import OmegaConf
@@ -54,6 +55,8 @@ def command(argv: Sequence[str]) -> None:
         return
     words, flags = _parted(argv)
     config_dir = flags.get("--config-dir")
+    if config_dir is not None and not os.path.isdir(config_dir):
+        raise UserError(f"--config-dir {config_dir} is no folder")
     if "--cfg" in flags:
         if flags["--cfg"] != "job":
             raise UserError(f"--cfg {flags['--cfg']} is unknown; give --cfg job")

@@ -72,12 +72,12 @@ def asked(words: Sequence[str], config_dir: str | None = None) -> Asked:
     Raises:
         UserError: what is wrong with them.
     """
-    readable = _readable(words)
     tree = composed(words, config_dir)
-    suite = compose_words([word for word in readable if _key(word) != "eval.tasks"], config_dir)
-    keys = frozenset(_key(word) for word in readable)
     config = checked(tree)
-    return Asked(config, tuple(map(str, suite.eval.tasks)), keys)
+    keys = frozenset(map(_key, words))
+    if "eval.tasks" in keys:
+        tree = composed([word for word in words if _key(word) in ("eval", "eval.name")], config_dir)
+    return Asked(config, tuple(map(str, tree.eval.tasks)), keys)
 
 
 def composed(words: Sequence[str], config_dir: str | None = None) -> DictConfig:

@@ -168,7 +168,7 @@ class Runner:
             return set()
         if self.save_models == "all":
             return {outcome.job.key for outcome in done}
-        return {max(done, key=self._rank).job.key}  # of equals the first
+        return {max(done, key=lambda outcome: (self._rank(outcome), -outcome.job.seed)).job.key}
 
     def _rank(self, outcome: Outcome) -> float:
         assert outcome.result is not None
