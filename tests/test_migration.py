@@ -8,7 +8,8 @@ import pytest
 
 from cramming import cli, migration
 from cramming.composition import dotted_keys
-from cramming.migration import OPTIONS, REPLACEMENTS, replacement
+from cramming.evaluation.composing import asked
+from cramming.migration import OPTIONS, REPLACEMENTS, evaluation, replacement
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "migrating.md").read_text()
 COMMANDS = [
@@ -17,7 +18,7 @@ COMMANDS = [
     if re.match(r"\| \d+ \|", line)
 ]
 WORKING = {int(row[0]): row[3] for row in COMMANDS if row[4] == "works"}
-ENTRY = "python pretrain_bert.py "
+ENTRY, FINE_TUNING = "python pretrain_bert.py ", "python eval.py "
 
 
 def tables(section: str) -> dict[str, str]:
@@ -26,9 +27,9 @@ def tables(section: str) -> dict[str, str]:
     return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|$", text, flags=re.MULTILINE))
 
 
-def commands(cell: str) -> list[str]:
-    """The pretraining commands of a table cell."""
-    return [code for code in re.findall(r"`([^`]+)`", cell) if code.startswith(ENTRY)]
+def commands(cell: str, entry: str = ENTRY) -> list[str]:
+    """The commands of a table cell, those for pretraining by default."""
+    return [code for code in re.findall(r"`([^`]+)`", cell) if code.startswith(entry)]
 
 
 def known_keys() -> set[str]:
@@ -49,12 +50,15 @@ def known_keys() -> set[str]:
 def test_all_39_rows_are_there_once_and_in_order() -> None:
     assert [int(row[0]) for row in COMMANDS] == list(range(1, 40))
     assert {row[4] for row in COMMANDS} <= {"works", "not yet"}
-    assert {1, 2, 15, 16} <= set(WORKING)
+    assert {1, 2, 13, 14, 15, 16, 20, 21, 26, 28, 29, 34, 39} <= set(WORKING)
 
 
 def test_the_tables_are_the_ones_the_command_line_uses() -> None:
     assert tables("Keys") == REPLACEMENTS
     assert tables("Options") == OPTIONS
+    assert tables("Keys of fine-tuning") == evaluation.KEYS
+    page = PAGE.split("\n## Keys of fine-tuning\n")[1].split("\n## ")[0]
+    assert dict(re.findall(r"`eval=(\w+)` \(`(\w+)`\)", page)) == evaluation.SUITES
 
 
 @pytest.mark.parametrize("row", [number for number, cell in WORKING.items() if commands(cell)])
@@ -63,6 +67,13 @@ def test_commands_that_are_said_to_work_compose(row: int) -> None:
         words = [word for word in shlex.split(command.removeprefix(ENTRY)) if word != "-m"]
         config = cli.compose([word.replace("seed=0,1,2", "seed=1") for word in words])
         assert config.name == "x"
+
+
+@pytest.mark.parametrize("row", [number for number, cell in WORKING.items() if commands(cell, FINE_TUNING)])
+def test_fine_tuning_that_is_said_to_work_composes(row: int) -> None:
+    for command in commands(WORKING[row], FINE_TUNING):
+        config = asked(shlex.split(command.removeprefix(FINE_TUNING))).config
+        assert "x" in (config.name, (config.checkpoint or "").partition("@")[0]) or config.name == "m2_80m"
 
 
 def test_no_listed_key_hides_one_of_ours() -> None:

@@ -44,8 +44,8 @@ OPTIONS: dict[str, str] = {
     "train/schedule=cosine_with_warmup": "train/schedule=cosine train.schedule.warmup=0.06",
     "train/schedule=constant_with_warmup": "train/schedule=constant train.schedule.warmup=0.06",
     "impl=torch-default": "nothing: there is one implementation",
-    "eval=GLUE_sane": "eval=glue_sane (not yet)",
-    "eval=SuperGLUE": "eval=superglue_sane (not yet)",
+    "eval=GLUE_sane": "python eval.py name=x eval=glue_sane",
+    "eval=SuperGLUE": "python eval.py name=x eval=superglue_sane",
     "budget=steps": "rst=steps budget=N for N optimizer steps",
 }
 

@@ -18,7 +18,7 @@ EXTREME: dict[str, str] = {
     "PRETRAIN.ID": "name",
     "PRETRAIN.ENABLED": PIPELINE,
     "FINETUNE": PIPELINE,
-    "RESULT_COLLECTION": "python report.py (not yet)",
+    "RESULT_COLLECTION": "python report.py outputs/x-*, or the report stage of pipeline.py",
     "WANDB.API_KEY": "WANDB_API_KEY in the environment",
     "total_training_time": "budget",
     "early_exit_time_marker": "stop_at",
