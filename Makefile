@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU_FALLBACK := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-full check lint lock
+.PHONY: help demo test test-full check pipeline lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -24,8 +24,17 @@ test: $(STAMP)  ## the test suite without the full grids
 test-full: $(STAMP)  ## every test that needs no internet, full grids included
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not network"
 
-check: $(STAMP)  ## quick self-check of a clone: the structure holds and every config composes
+check: $(STAMP)  ## a clone checks itself: structure, configs, and two tiny models pretrained, fine-tuned and scored
 	@$(BIN)/python -m pytest -q -x -m "not full and not network" tests/test_structure.py tests/test_config.py
+	@set -eu; for arch in bert_tiny mosaic_tiny; do \
+	    $(BIN)/python pretrain_bert.py name=check_$$arch experiment=test arch=$$arch resume=false; \
+	    $(BIN)/python eval.py name=check_$$arch eval=glue_test resume=false; \
+	    $(BIN)/python eval.py name=check_$$arch eval=task_test resume=false; \
+	done
+
+EXPERIMENT := demo_pipeline
+pipeline: $(STAMP)  ## install and run a pipeline: make pipeline EXPERIMENT=demo_pipeline
+	@$(BIN)/python pipeline.py experiment=$(EXPERIMENT)
 
 lint: $(STAMP)  ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .
