@@ -17,7 +17,7 @@ from cramming.text import duration
 REFRESH_EVERY_S = 0.2
 LINE_EVERY_S = 15.0
 _STYLES = {"waiting": "dim", "running": "cyan", "done": "green", "earlier": "green dim", "failed": "red"}
-_AROUND = 6  # lines of the table that are no jobs
+_AROUND = 7  # lines of the table that are no jobs
 
 
 class Display(Protocol):
