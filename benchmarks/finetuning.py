@@ -1,0 +1,455 @@
+"""Fine-tuning and evaluation of ``bert_small`` on SST-2 against Hugging Face's Trainer, in pairs.
+
+    python benchmarks/finetuning.py data_dir=GLUE pairs=24
+    python benchmarks/finetuning.py data_dir=GLUE pairs=24 their_order=random
+    python benchmarks/finetuning.py                                            # on rows made here
+
+A block of training is ``steps`` optimizer steps, one of evaluation the whole validation split. Both sides begin with
+the same weights, which ours exports and theirs loads, and the mathematics is the same: bfloat16 passes over float32
+weights (theirs: autocast), dropout, clipping, fused AdamW, a linear schedule, padding to the longest text of a batch.
+Unlike ``against_transformers.py``, making batches counts, on both sides: with texts this short it matters.
+
+With ``their_order=grouped`` every batch of training has the same examples on both sides, of similar length, and their
+evaluation gets the rows sorted by length: what their options can do at best. With ``their_order=random`` they draw
+batches as they do unless told otherwise, and evaluate the rows as they come. Their evaluation is measured with autocast
+and with bfloat16 weights. README.md has the protocol and dated results.
+"""
+
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import transformers
+from torch.utils.data import Dataset
+
+from benchmarks.against_transformers import Seconds, now
+from benchmarks.reporting import asked, keep, spread
+from cramming import resolve
+from cramming.architectures.configs.bert import BertConfig
+from cramming.cli import run_command
+from cramming.data import tokenizer_training
+from cramming.data.tokenizer import Tokenizer
+from cramming.errors import UserError
+from cramming.evaluation import batches, encoding, finetune, finetuned, material, optimizing, saved
+from cramming.evaluation.config import EvalConfig, Setting
+from cramming.evaluation.encoded import Encoded
+from cramming.evaluation.tasks.task import Task
+from cramming.evaluation.updating import Updater
+from cramming.exchange.weights import Weights
+from cramming.recording.environment import environment, git_revision
+
+BETAS, EPS, WEIGHT_DECAY = [0.9, 0.999], 1e-8, 0.01
+SEED = 0
+LOGITS_AGREE_WITHIN = 1e-4  # in float32, of the largest
+# Nats, means of all steps, where each side draws its own dropout; and where there is none.
+LOSSES_AGREE_WITHIN, LOSSES_WITHOUT_DROPOUT = 0.1, 0.01
+ORDERS = ("grouped", "random")
+_SHARES = ("wall", "cpu")
+
+
+@dataclass
+class Options:
+    """What the command line may change."""
+
+    data_dir: str = "generated"  # folder with SST-2 as its authors pack it
+    pairs: int = 12  # each a block of theirs and one of ours
+    steps: int = 20  # optimizer steps in a block
+    warmup: int = 2  # pairs left out of the statistics
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 4
+    vocab_size: int = 8192  # at most; rows made here have fewer pieces
+    max_length: int = 128
+    batch_size: int = 16
+    dropout: float = 0.1
+    lr: float = 4e-5
+    clip_norm: float = 1.0
+    precision: str = "auto"  # bfloat16 where the processor computes in it
+    their_order: str = "grouped"  # as ours; or random
+    their_attention: str = "sdpa"  # or eager
+    their_evaluation_batch_size: int = 64
+    threads: int = 0  # 0: as many as torch takes
+    out: str = ""  # a JSON file for the result
+
+    def __post_init__(self) -> None:
+        if self.their_order not in ORDERS:
+            raise UserError(f"their_order={self.their_order} is not one of {', '.join(ORDERS)}")
+        if self.pairs < 2:
+            raise UserError(f"pairs={self.pairs}: quartiles take two or more")
+
+
+@dataclass
+class Case:
+    """What both sides are given.
+
+    Attributes:
+        task: SST-2.
+        setting: how it is fine-tuned.
+        tokenizer: of both.
+        model: the one to begin with.
+        train: encoded.
+        validation: encoded.
+        order: examples of each optimizer step.
+        precision: of the passes.
+    """
+
+    task: Task
+    setting: Setting
+    tokenizer: Tokenizer
+    model: finetuned.FineTuned
+    train: Encoded
+    validation: Encoded
+    order: list[np.ndarray]
+    precision: str
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Rows in memory as transformers expects them, in a given order."""
+
+    def __init__(self, encoded: Encoded, order: Sequence[int]) -> None:
+        assert encoded.labels is not None
+        starts, tokens = encoded.starts.tolist(), np.asarray(encoded.tokens).tolist()
+        self.rows = [
+            {"input_ids": tokens[starts[row] : starts[row + 1]], "labels": int(encoded.labels[row])} for row in order
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """An example."""
+        return self.rows[row]
+
+
+class Padded:
+    """Their padding to the longest of a batch; counts cells."""
+
+    def __init__(self, reads: Any) -> None:
+        self.collate, self.cells = transformers.DataCollatorWithPadding(reads), 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        """Examples as a batch."""
+        batch = self.collate(rows)
+        self.cells += batch["input_ids"].numel()
+        return batch
+
+
+class Ours:
+    """Our loop's step on the batches of ``case``."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.done = case, 0
+        self.factor = optimizing.factors(case.setting, len(case.order))
+        self.updater = Updater(
+            case.model,
+            optimizing.optimizer(case.model, case.setting),
+            precision=case.precision,
+            clip_norm=case.setting.clip_norm,
+        )
+        self.losses: list[torch.Tensor] = []
+        self.cells = 0
+
+    def block(self, steps: int) -> None:
+        """So many optimizer steps."""
+        for _ in range(steps):
+            inputs = batches.gather(self.case.train, self.case.order[self.done])
+            self.losses.append(self.updater.step(inputs, self.factor(self.done)))
+            self.cells += inputs.tokens.numel()
+            self.done += 1
+        self.updater.check()
+
+    def evaluate(self) -> np.ndarray:
+        """Logits of the validation split."""
+        return finetune.evaluate(self.updater.module, self.case.validation)
+
+
+class Alternate(transformers.TrainerCallback):
+    """Runs a block of ours after each of theirs, which reaches from the end of ours to the end of their last step."""
+
+    def __init__(self, ours: Ours, steps: int) -> None:
+        self.ours, self.steps = ours, steps
+        self.their_s, self.our_s = Seconds([0.0], [0.0]), Seconds([0.0], [0.0])
+        self._started = now()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Their first block starts; there is one epoch."""
+        self._started = now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Their step ended; after the last of a block it is our turn."""
+        if state.global_step % self.steps:
+            return
+        self.their_s.add(self._started)
+        started = now()
+        self.ours.block(self.steps)
+        self.our_s.add(started)
+        self.their_s.open()
+        self.our_s.open()
+        self._started = now()
+
+
+def case_of(options: Options, folder: Path) -> Case:
+    """Rows, tokenizer, model and batches.
+
+    Raises:
+        UserError: no rows at ``data_dir``, or sizes that no model can have.
+    """
+    config = EvalConfig(name="finetuning", suite="finetuning", tasks=["sst2"], data_dir=options.data_dir)
+    (task,) = material.tasks_of(config, folder)
+    rows = {split: material.examples_of(config, task, split, folder, []) for split in ("train", "validation")}
+    texts = [segment for example in rows["train"] for text in example.texts for segment in text.segments]
+    tokenizer = tokenizer_training.throwaway(texts, options.vocab_size, "wordpiece", None)
+    encoded = {
+        split: encoding.encode(
+            task, examples, tokenizer, max_length=options.max_length, spans="pooled", cache=folder / "encoded"
+        )
+        for split, examples in rows.items()
+    }
+    setting = Setting(
+        lr=options.lr,
+        batch_size=options.batch_size,
+        schedule="linear",
+        warmup=float(_steps(options) // 10),  # whole steps, as theirs
+        betas=BETAS,
+        eps=EPS,
+        weight_decay=WEIGHT_DECAY,
+        clip_norm=options.clip_norm,
+        max_length=options.max_length,
+        dropout=options.dropout,
+    )
+    arch = BertConfig(
+        layers=options.layers,
+        hidden=options.hidden,
+        heads=options.heads,
+        intermediate=4 * options.hidden,
+        vocab_size=tokenizer.vocab_size,
+    )
+    torch.manual_seed(SEED)
+    state = arch.build(tokenizer.vocab_size, options.max_length).state_dict()
+    weights = Weights("fresh", arch, tokenizer.vocab_size, options.max_length, state, tokenizer, {})
+    precision = options.precision
+    if precision == "auto":
+        precision = "float32" if resolve.lacking("bfloat16", torch.device("cpu")) else "bfloat16"
+    return Case(
+        task=task,
+        setting=setting,
+        tokenizer=tokenizer,
+        model=finetuned.build(finetuned.Start(weights), task, setting, SEED),
+        train=encoded["train"],
+        validation=encoded["validation"],
+        order=list(_order(encoded["train"], options)),
+        precision=precision,
+    )
+
+
+def _steps(options: Options) -> int:
+    """Optimizer steps of either side."""
+    return (options.pairs + options.warmup) * options.steps
+
+
+def _order(train: Encoded, options: Options) -> Iterator[np.ndarray]:
+    """The examples of each step: as many epochs as that takes."""
+    left, epoch = _steps(options), 0
+    while left:
+        for examples in batches.order(train, options.batch_size, SEED, epoch, drop_last=True):
+            yield examples
+            left -= 1
+            if not left:
+                return
+        epoch += 1
+        if len(train) < options.batch_size:
+            raise UserError(f"batch_size={options.batch_size} is more than the {len(train)} training rows there are")
+
+
+def their_trainer(
+    case: Case, exported: Path, options: Options, callbacks: Sequence[transformers.TrainerCallback], **changed: Any
+) -> transformers.Trainer:
+    """Their Trainer with the model that ours exported, as fast as its options make it on a processor."""
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+        exported, attn_implementation=options.their_attention
+    )
+    reads: Any = transformers.AutoTokenizer.from_pretrained(exported)
+    trainer = transformers.Trainer(
+        model=model,
+        processing_class=reads,
+        data_collator=Padded(reads),
+        train_dataset=Examples(case.train, [int(row) for step in case.order for row in step]),
+        callbacks=list(callbacks),
+        args=transformers.TrainingArguments(
+            output_dir=str(exported / "trainer"),
+            per_device_train_batch_size=options.batch_size,
+            per_device_eval_batch_size=options.their_evaluation_batch_size,
+            num_train_epochs=1,
+            use_cpu=True,
+            bf16=case.precision == "bfloat16",
+            optim="adamw_torch_fused",
+            learning_rate=options.lr,
+            lr_scheduler_type="linear",
+            warmup_steps=int(case.setting.warmup),
+            max_grad_norm=options.clip_norm,
+            weight_decay=WEIGHT_DECAY,
+            adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1],
+            adam_epsilon=EPS,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            # The rows lie in the order of our batches.
+            train_sampling_strategy="sequential" if options.their_order == "grouped" else "random",
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            log_level="error",
+            seed=SEED,
+            **changed,
+        ),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Run the pairs; what was measured, as plain values.
+
+    Raises:
+        UserError: the two sides did not do the same work.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        case = case_of(options, Path(folder))
+        exported = Path(folder) / "exported"
+        library = saved.save(case.model, exported, tokenizer=case.tokenizer, setting=case.setting)
+        assert library == "BertForSequenceClassification", library
+        ours = Ours(case)
+        alternate = Alternate(ours, options.steps)
+        trainer = their_trainer(case, exported, options, [alternate])
+        _check_same(case, trainer)
+        training_loss = float(trainer.train().training_loss)
+        collator: Any = trainer.data_collator
+        evaluation = _evaluations(case, ours, exported, options)
+    losses = {"ours": float(torch.stack(ours.losses).mean()), "theirs": training_loss}
+    exact = options.dropout == 0 and options.their_order == "grouped"
+    within = LOSSES_WITHOUT_DROPOUT if exact else LOSSES_AGREE_WITHIN
+    if not math.isclose(losses["ours"], losses["theirs"], abs_tol=within):
+        raise UserError(f"mean losses of training differ: {losses}")
+    kept = slice(options.warmup, -1)  # the last entry was opened and never used
+    their_s, our_s = alternate.their_s, alternate.our_s
+    examples = options.steps * options.batch_size
+    trained = ours.done * options.batch_size
+    return {
+        "training": {
+            **{clock: _ratio(getattr(their_s, clock)[kept], getattr(our_s, clock)[kept]) for clock in _SHARES},
+            "our_examples_per_s_median": examples / statistics.median(our_s.wall[kept]),
+            "their_examples_per_s_median": examples / statistics.median(their_s.wall[kept]),
+            "losses_mean": losses,
+        },
+        "evaluation": evaluation,
+        "rows": {"train": len(case.train), "validation": len(case.validation)},
+        "tokens_mean": float(batches.lengths(case.train).mean()),
+        "width_mean": {"ours": ours.cells / trained, "theirs": collator.cells / trained},  # tokens a row, with padding
+        "precision": case.precision,
+        "options": {key: value for key, value in asdict(options).items() if key not in ("data_dir", "out")},
+        "vocab_size": case.tokenizer.vocab_size,
+        "generated_rows": options.data_dir == "generated",
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+        "revision": git_revision(),
+        "environment": environment("cpu"),
+    }
+
+
+def _check_same(case: Case, trainer: transformers.Trainer) -> None:
+    """The two models compute the same before anything is trained."""
+    some = np.arange(min(32, len(case.validation)))
+    inputs = batches.gather(case.validation, some)
+    mask = None if inputs.mask is None else inputs.mask.long()
+    theirs: Any = trainer.model.eval()  # type: ignore[union-attr]
+    with torch.no_grad():
+        expected = theirs(input_ids=inputs.tokens, attention_mask=mask).logits
+        found = case.model.eval()(inputs)
+    if not torch.allclose(found, expected, atol=LOGITS_AGREE_WITHIN * float(expected.abs().max()), rtol=0):
+        raise UserError(
+            f"logits differ by up to {float((found - expected).abs().max())}: these are not the same models"
+        )
+
+
+def _evaluations(case: Case, ours: Ours, exported: Path, options: Options) -> dict[str, Any]:
+    """Evaluation of the whole validation split: ours, theirs with autocast, theirs with weights of low precision."""
+    case.model.eval()
+    saved.save(case.model, exported, tokenizer=case.tokenizer, setting=case.setting)
+    order = np.arange(len(case.validation))
+    if options.their_order == "grouped":
+        order = np.argsort(-batches.lengths(case.validation), kind="stable")
+    rows = Examples(case.validation, order.tolist())
+    sides: dict[str, Callable[[], np.ndarray]] = {"ours": ours.evaluate}
+    for name, low in {"autocast": False, "low": True}.items() if case.precision == "bfloat16" else [("float32", False)]:
+        sides[name] = _predicting(their_trainer(case, exported, options, [], bf16_full_eval=low), rows)
+    seconds = {name: Seconds([], []) for name in sides}
+    logits: dict[str, np.ndarray] = {}
+    names = list(sides)
+    for pair in range(options.warmup + options.pairs):
+        for name in names[pair % len(names) :] + names[: pair % len(names)]:  # none always comes first
+            seconds[name].open()
+            started = now()
+            logits[name] = sides[name]()
+            seconds[name].add(started)
+    kept = slice(options.warmup, None)
+    result: dict[str, Any] = {
+        "our_examples_per_s_median": len(rows) / statistics.median(seconds["ours"].wall[kept]),
+    }
+    for name in names[1:]:
+        same = (logits["ours"][order].argmax(1) == logits[name].argmax(1)).mean()
+        result[name] = {
+            **{
+                clock: _ratio(getattr(seconds[name], clock)[kept], getattr(seconds["ours"], clock)[kept])
+                for clock in _SHARES
+            },
+            "their_examples_per_s_median": len(rows) / statistics.median(seconds[name].wall[kept]),
+            "same_answers": float(same),
+        }
+    return result
+
+
+def _predicting(trainer: transformers.Trainer, rows: Examples) -> Callable[[], np.ndarray]:
+    return lambda: np.asarray(trainer.predict(rows).predictions)
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
+    """Their seconds over ours, pair by pair: median, quartiles and all of them."""
+    return spread([t / o for t, o in zip(theirs, ours, strict=True)])
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    options = asked(Options, __doc__)
+    result = measure(options)
+    compared = {"training": result["training"]}
+    compared |= {f"evaluation, {k}": v for k, v in result["evaluation"].items() if isinstance(v, dict)}
+    for what, found in compared.items():
+        said = []
+        for clock in _SHARES:
+            low, high = found[clock]["quartiles"]
+            said.append(f"{found[clock]['median']:.2f}x ({low:.2f} to {high:.2f}) by {clock}")
+        print(f"{what}: {', '.join(said)}")
+    ours, theirs = (result["training"][f"{side}_examples_per_s_median"] for side in ("our", "their"))
+    print(
+        f"training: ours {ours:.0f}, theirs {theirs:.0f} examples/s; losses {result['training']['losses_mean']}; "
+        f"{result['tokens_mean']:.1f} tokens a row, with padding {result['width_mean']}; {result['precision']}"
+    )
+    keep(result, options.out)
+
+
+if __name__ == "__main__":
+    run_command(main)
