@@ -5,10 +5,11 @@ ones after every microbatch.
 """
 
 import copy
+from collections.abc import Collection
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE_GROWS_EVERY = 2000  # steps without an overflow; the defaults of torch.amp.GradScaler
@@ -23,17 +24,25 @@ class WorkingCopy(Generic[M]):
     Args:
         model: float32 weights.
         precision: ``float32``, ``bfloat16`` or ``float16``.
+        shared: names of parameters that passes read as they are.
+        own_gradients: keep the memory of float32 gradients from step to step, for whoever has no use for them after a
+            step.
 
     Attributes:
         module: what passes run on.
-        pairs: each of the model's parameters beside the module's.
+        pairs: each of the model's parameters, but for the shared ones, beside the module's.
     """
 
-    def __init__(self, model: M, precision: str) -> None:
+    def __init__(self, model: M, precision: str, shared: Collection[str] = (), *, own_gradients: bool = False) -> None:
         self.model = model
         self.module: M = model if precision == "float32" else copy.deepcopy(model).to(DTYPES[precision])
-        self.pairs = list(zip(model.parameters(), self.module.parameters(), strict=True))
+        for name in shared:
+            place, _, key = name.rpartition(".")
+            setattr(self.module.get_submodule(place), key, model.get_parameter(name))
+        twins = zip(model.named_parameters(), self.module.parameters(), strict=True)
+        self.pairs = [(parameter, twin) for (name, parameter), twin in twins if name not in shared]
         self._versions: list[int] = []
+        self._gradients: dict[nn.Parameter, Tensor] | None = {} if own_gradients else None
 
     @property
     def is_model(self) -> bool:
@@ -58,10 +67,21 @@ class WorkingCopy(Generic[M]):
         """Add the copy's gradients to the float32 ones; a parameter no pass used keeps the gradient None."""
         if self.is_model:
             return
-        for parameter, computed in self.pairs:
-            if computed.grad is not None:
-                if parameter.grad is None:
-                    parameter.grad = computed.grad.float()
-                else:
-                    parameter.grad.add_(computed.grad)
-                computed.grad = None
+        used = [(parameter, computed) for parameter, computed in self.pairs if computed.grad is not None]
+        first = [(parameter, computed.grad) for parameter, computed in used if parameter.grad is None]
+        for parameter, computed in used:
+            if parameter.grad is not None and computed.grad is not None:
+                parameter.grad.add_(computed.grad)
+            computed.grad = None
+        for parameter, _ in first:
+            parameter.grad = self._memory(parameter)
+        if first:
+            torch._foreach_copy_([parameter.grad for parameter, _ in first], [gradient for _, gradient in first])
+
+    def _memory(self, parameter: nn.Parameter) -> Tensor:
+        """For a gradient, its values whatever they are."""
+        if self._gradients is None:
+            return torch.empty_like(parameter)
+        if parameter not in self._gradients:
+            self._gradients[parameter] = torch.empty_like(parameter)
+        return self._gradients[parameter]

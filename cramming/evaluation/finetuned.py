@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cramming.architectures.configs import ArchConfig
 from cramming.architectures.encoder import Classifier
 from cramming.architectures.hf import TransformersClassifier
+from cramming.architectures.layers.dropout import exchange
 from cramming.errors import UserError
 from cramming.evaluation.batches import Inputs
 from cramming.evaluation.config import Setting
@@ -73,6 +74,7 @@ class FineTuned(nn.Module):
         self.spans = task.span_count if setting.spans == "pooled" and task.kind != "tokens" else 0
         self._types = _types_of(encoder) > 1
         self.head: SpanHead | WordHead | nn.Module | None = self._own_head(setting, dropout)
+        exchange(self)
 
     @property
     def hidden(self) -> int:

@@ -7,13 +7,16 @@ the fused optimizer reads there.
 import torch
 from torch import Tensor
 
+from cramming.architectures.encoder import Classifier
+from cramming.architectures.layers.embedding import Embeddings
 from cramming.errors import UserError
 from cramming.evaluation.batches import Inputs
 from cramming.evaluation.finetuned import FineTuned, judged, loss
 from cramming.out_of_memory import is_out_of_memory
-from cramming.precision import FIRST_SCALE, SCALE_GROWS_EVERY, WorkingCopy
+from cramming.precision import DTYPES, FIRST_SCALE, SCALE_GROWS_EVERY, WorkingCopy
 
 MAX_SKIPPED = 20  # steps in a row
+_WORDS = "encoder.embeddings.word.weight"  # of our own families
 
 
 class Updater:
@@ -38,9 +41,12 @@ class Updater:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.microbatch_size, self.clip_norm = microbatch_size, clip_norm
-        self._copy = WorkingCopy(model, precision)
         self.device = next(model.parameters()).device
-        self._parameters = [p for p, _ in self._copy.pairs]
+        words = _WORDS if isinstance(model.encoder, Classifier) else None
+        self._copy = WorkingCopy(model, precision, () if words is None else (words,), own_gradients=True)
+        self._rows = None if words is None else _Rows(model, self._copy.module, precision)
+        self._parameters = list(model.parameters())
+        self._watched = [p for p in self._parameters if p.dim() < 2] or self._parameters
         self._scale = torch.tensor(FIRST_SCALE, device=self.device) if precision == "float16" else None
         self._good_steps = torch.zeros((), dtype=torch.int32, device=self.device)
         self._skipped_in_a_row = torch.zeros((), device=self.device)
@@ -61,8 +67,10 @@ class Updater:
             UserError: out of memory.
         """
         total = self._backward(inputs)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        # Of gradients that are not clipped it is enough to look at the short ones, such as those of biases: each is
+        # the sum of what a matrix beside it is multiplied with, and so not finite wherever that matrix's is not.
+        watched = self._watched if self.clip_norm is None and self._scale is None else self._parameters
+        norm = torch.nn.utils.get_total_norm([p.grad for p in watched if p.grad is not None], foreach=True)
         finite = torch.isfinite(norm) & torch.isfinite(total)
         self._skipped_in_a_row = (self._skipped_in_a_row + 1) * ~finite
         self._most_skipped = torch.maximum(self._most_skipped, self._skipped_in_a_row)
@@ -78,6 +86,8 @@ class Updater:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._rows is not None:
+            self._rows.clear(inputs)
         self._copy.written()
         if self._scale is not None:
             torch._amp_update_scale_(self._scale, self._good_steps, found_inf, 2.0, 0.5, SCALE_GROWS_EVERY)
@@ -103,7 +113,10 @@ class Updater:
         task = self.model.task
         normalizer = max(1, judged(task, inputs.labels))
         module, total = self.module, None
-        module.train()
+        if not module.training:
+            module.train()
+        if self._rows is not None:
+            self._rows.lend()
         size = (0, 0)
         try:
             for part in inputs.split(self.microbatch_size):
@@ -121,3 +134,27 @@ class Updater:
             raise UserError(f"out of memory with {size[0]} examples of {size[1]} tokens in a pass: {way_out}") from None
         assert total is not None
         return total
+
+
+class _Rows:
+    """The gradient of the table of words, most of whose rows a batch does not look up.
+
+    One buffer serves all steps: what a batch wrote is set to zero again after its step, nothing else is touched. Passes
+    look up in the float32 table itself, so that it needs no copy in 16 bits.
+    """
+
+    def __init__(self, model: FineTuned, module: FineTuned, precision: str) -> None:
+        self._table = model.get_parameter(_WORDS)
+        self._buffer = torch.zeros_like(self._table)
+        embeddings = module.encoder.embeddings
+        assert isinstance(embeddings, Embeddings)
+        embeddings.row_gradients = self._buffer
+        embeddings.dtype = None if precision == "float32" else DTYPES[precision]
+
+    def lend(self) -> None:
+        """Before a step's passes."""
+        self._table.grad = self._buffer
+
+    def clear(self, inputs: Inputs) -> None:
+        """After a step on ``inputs``."""
+        self._buffer.index_fill_(0, inputs.tokens.flatten().to(self._buffer.device), 0.0)

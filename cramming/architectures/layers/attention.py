@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cramming.architectures.layers.alibi import alibi, slopes
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
 from cramming.architectures.layers.blockwise import blockwise_attention
+from cramming.architectures.layers.dropout import dropout as drop
 from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import angles, turn
 from cramming.architectures.layers.unpadding import Group, Groups, Layout, Queries
@@ -52,7 +53,7 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout
         scores = scores + bias
     probabilities = F.softmax(scores, dim=-1)
     if dropout:
-        probabilities = F.dropout(probabilities, dropout)
+        probabilities = drop(probabilities, dropout)
     return probabilities @ v
 
 

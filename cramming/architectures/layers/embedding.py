@@ -23,39 +23,47 @@ class _TiedLookup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_id: int | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, padding_id: int | None, into: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(V, H), (T,) -> (T, H), (V, H)."""
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(ids)
-        ctx.shape, ctx.padding_id = weight.shape, padding_id
+        ctx.shape, ctx.padding_id, ctx.into = weight.shape, padding_id, into
         return F.embedding(ids, weight), weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, looked_up: Tensor | None, dense: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, looked_up: Tensor | None, dense: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         """(T, H), (V, H) -> (V, H)."""
         if looked_up is None:
-            return dense, None, None
+            return dense, None, None, None
         (ids,) = ctx.saved_tensors
         if ctx.padding_id is not None:
             looked_up = looked_up.masked_fill((ids == ctx.padding_id)[:, None], 0.0)
+        if ctx.into is not None:
+            ctx.into.index_add_(0, ids, looked_up.to(ctx.into.dtype))
+            return dense, None, None, None
         if dense is None:
             dense = looked_up.new_zeros(ctx.shape)
         distinct, group = torch.unique(ids, return_inverse=True)
         wide = torch.promote_types(looked_up.dtype, torch.float32)
         sums = torch.zeros(distinct.shape[0], ctx.shape[1], dtype=wide, device=ids.device)
         sums.index_add_(0, group, looked_up.to(wide))
-        return dense.index_add(0, distinct, sums.to(dense.dtype)), None, None
+        return dense.index_add(0, distinct, sums.to(dense.dtype)), None, None, None
 
 
-def tied_lookup(weight: Tensor, ids: Tensor, padding_id: int | None = None) -> tuple[Tensor, Tensor]:
+def tied_lookup(
+    weight: Tensor, ids: Tensor, padding_id: int | None = None, into: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Embeddings of ``ids`` and an alias of ``weight`` for the decoder: (V, H), (T,) -> (T, H), (V, H).
 
     Args:
         weight: (V, H) embedding matrix.
         ids: (T,) token ids.
         padding_id: a token whose lookup gives no gradient, as in the reference; None: there is none.
+        into: (V, H) float32; the gradient of the lookup is added to it, and is no part of the matrix's own.
     """
-    rows, alias = _TiedLookup.apply(weight, ids, padding_id)  # type: ignore[no-untyped-call]
+    rows, alias = _TiedLookup.apply(weight, ids, padding_id, into)  # type: ignore[no-untyped-call]
     return rows, alias
 
 
@@ -76,6 +84,12 @@ class Embeddings(nn.Module):
         dropout: probability in training mode.
         hidden: H; where it is not E, a linear layer leads to it, after the dropout (https://arxiv.org/abs/1909.11942).
         bias: whether that layer has a bias.
+
+    Attributes:
+        padding_id: a token whose lookup gives no gradient; importers set it.
+        row_gradients: see ``tied_lookup``'s ``into``. Whoever sets it sees to it that it is zero where a step begins:
+            a batch looks few rows up, and the others need neither be written nor read.
+        dtype: of what is looked up, where the table of words is in another type than all else; None: the table's.
     """
 
     def __init__(
@@ -100,11 +114,15 @@ class Embeddings(nn.Module):
         self.norm = None if norm is None else make_norm(norm, width, norm_eps, norm_bias)
         self.dropout = nn.Dropout(dropout)
         self.projection = None if hidden in (None, width) else nn.Linear(width, hidden, bias=bias)  # type: ignore[arg-type]
-        self.padding_id: int | None = None  # a token whose lookup gives no gradient; importers set it
+        self.padding_id: int | None = None
+        self.row_gradients: Tensor | None = None
+        self.dtype: torch.dtype | None = None
 
     def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, E); no types: all of type 0."""
-        words, alias = tied_lookup(self.word.weight, layout.gather(inputs), self.padding_id)
+        words, alias = tied_lookup(self.word.weight, layout.gather(inputs), self.padding_id, self.row_gradients)
+        if self.dtype is not None:
+            words = words.to(self.dtype)
         x = self._placed(words, layout, token_types)
         x = self.dropout(x if self.norm is None else self.norm(x))
         return x if self.projection is None else self.projection(x), alias
