@@ -51,19 +51,22 @@ def probed(run: "Run", run_dir: Path) -> dict[str, float | None]:
 
     began_s = time.monotonic()
     stream: Any = _ToLog()
+
+    def failed(what: str, error: Exception) -> None:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        trace = None if isinstance(error, UserError) else error  # for the file
+        _log.warning("probe %s has no answer at step %d: %s", what, run.step, reason, exc_info=trace)
+
     try:
         inputs = probing.read(impl.probes, impl.probe, Path(run.config.data_dir))
         with run.method.evaluating(run):
-            results = probing.ask(Reader.of_run(run), inputs, PlainProgress(stream, _EVERY_S))
+            results = probing.ask(Reader.of_run(run), inputs, PlainProgress(stream, _EVERY_S), failed)
         keep(run_dir / FILE, run.step, results)
-    except UserError as error:
-        _log.warning("no probes at step %d: %s", run.step, error)
-        return {}
-    except Exception as error:  # such as memory that is full: what is only looked at ends no run
-        _log.warning("no probes at step %d: %s: %s", run.step, type(error).__name__, error, exc_info=True)
+    except UserError as error:  # of files that have changed since the run began
+        failed(", ".join(impl.probes), error)
         return {}
     said = ", ".join(f"{result.label} {result.shown}" for result in results)
-    _log.info("probes at step %d: %s (%.1f s)", run.step, said, time.monotonic() - began_s)
+    _log.info("probes at step %d: %s (%.1f s)", run.step, said or "none", time.monotonic() - began_s)
     return {f"probe/{result.label}": result.score for result in results}
 
 

@@ -22,10 +22,9 @@ from cramming.evaluation.encoded import Encoded
 from cramming.evaluation.probes.config import ProbeOptions
 from cramming.evaluation.probes.reader import Reader
 from cramming.evaluation.probes.sampling import sampled
+from cramming.evaluation.tasks import registry
 from cramming.evaluation.tasks.task import Example, Task
 from cramming.progress import ProgressSink
-
-_CACHE = "_encoded"  # below the folder that runs share
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,23 @@ class Table:
 
 
 def suite_of(options: ProbeOptions) -> EvalConfig:
-    """The options as a suite of one task."""
+    """The options as a suite of one task, a known one or one's own.
+
+    Raises:
+        UserError: no such task, or one that has no training rows.
+    """
     own = {option.name: getattr(options, option.name) for option in fields(OwnTask)}
-    name = options.task or options.task_name
-    return EvalConfig(name="probe", suite="probe", tasks=[name], data_dir=options.data_dir, **own)
+    known = []
+    if options.train_file is not None or options.dataset is not None:
+        own |= {"task_name": options.task or options.task_name}
+    elif options.task is not None:
+        known = [registry.find(options.task)]
+    for task in known:
+        if task.trained_by is not None:
+            raise UserError(f"probe.task={task.name} has nothing to fit a probe to: take probe.task={task.trained_by}")
+    return EvalConfig(
+        name="probe", suite="probe", tasks=[task.name for task in known], data_dir=options.data_dir, **own
+    )
 
 
 def read(options: ProbeOptions, data_dir: Path) -> TaskRows:
@@ -72,12 +84,10 @@ def read(options: ProbeOptions, data_dir: Path) -> TaskRows:
         data_dir: what runs share.
 
     Raises:
-        UserError: no such task, one that has no training, or rows that are missing or have no labels.
+        UserError: no such task, one that has no training rows, or rows that are missing or have no labels.
     """
     suite = suite_of(options)
     (task,) = material.tasks_of(suite, data_dir)
-    if task.trained_by is not None:
-        raise UserError(f"probe.task={task.name} has nothing to fit a probe to: take probe.task={task.trained_by}")
     notes: list[str] = []
     whole = material.examples_of(suite, task, "train", data_dir, notes)
     train, fewer = sampled(_labelled(whole, task, "train"), options.max_rows, "training rows")
@@ -100,7 +110,6 @@ def table(
     examples: Sequence[Example],
     *,
     options: ProbeOptions,
-    data_dir: Path,
     progress: ProgressSink,
 ) -> Table:
     """Features of examples that all have a label.
@@ -109,9 +118,7 @@ def table(
         UserError: they cannot be encoded.
     """
     limit = min(options.max_length, reader.longest)
-    encoded = encoding.encode(
-        task, examples, reader.tokenizer, max_length=limit, spans="pooled", cache=data_dir / _CACHE
-    )
+    encoded = encoding.in_memory(task, examples, reader.tokenizer, max_length=limit, spans="pooled")
     assert encoded.labels is not None, "examples without labels"
     starts = encoded.starts
     texts = [np.asarray(encoded.tokens[a:b], dtype=np.int64) for a, b in pairwise(starts.tolist())]

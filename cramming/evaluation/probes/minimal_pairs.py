@@ -11,6 +11,7 @@ Shape legend: R sentences, S positions, M maskings of all sentences, B of a pass
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -57,18 +58,29 @@ def read(options: ProbeOptions) -> list[Pair]:
 def probe(reader: Reader, asked: Sequence[Pair], options: ProbeOptions, progress: ProgressSink) -> Result:
     """Accuracy at telling which sentence of a pair is right; a pair of equals counts half.
 
+    Pairs with a sentence that is longer than the model takes are left out, and that is said.
+
     Raises:
-        UserError: a sentence longer than the model takes.
+        UserError: no pair is short enough.
     """
     asked, remarks = sampled(asked, options.max_eval_rows, "pairs")
-    sentences = [sentence for pair in asked for sentence in (pair.good, pair.bad)]
-    scores = pseudo_log_likelihoods(reader, sentences, options.pll, progress).reshape(-1, 2)
+    tokenized = _tokenized(reader, [sentence for pair in asked for sentence in (pair.good, pair.bad)])
+    fits = [
+        max(len(good.ids), len(bad.ids)) <= reader.longest
+        for good, bad in zip(tokenized[::2], tokenized[1::2], strict=True)
+    ]
+    if not all(fits):
+        remarks = (*remarks, f"{len(fits) - sum(fits):,} pairs are longer than {reader.longest} tokens and left out")
+        asked = [pair for pair, short in zip(asked, fits, strict=True) if short]
+        tokenized = [one for row, one in enumerate(tokenized) if fits[row // 2]]
+    if not asked:
+        raise UserError(f"every pair has a sentence longer than the {reader.longest} tokens that this model takes")
+    scores = _scored(reader, tokenized, options.pll, progress).reshape(-1, 2)
     margins = scores[:, 0] - scores[:, 1]
     right = np.where(np.abs(margins) <= _SAME, 0.5, margins > 0)
     phenomena = defaultdict(list)
     for pair, value in zip(asked, right, strict=True):
-        phenomena[pair.phenomenon].append(value)
-    parts = {name: _share(values) for name, values in sorted(phenomena.items()) if name}
+        phenomena[pair.phenomenon].append(float(value))
     return Result(
         probe="minimal_pairs",
         of="embedded" if options.pairs is None else Path(options.pairs).stem,
@@ -78,7 +90,7 @@ def probe(reader: Reader, asked: Sequence[Pair], options: ProbeOptions, progress
         interval=of_share(float(right.sum()), len(right)),
         examples=len(right),
         also={"margin": float(margins.mean()), "ties": float((right == 0.5).sum())},
-        parts=parts,
+        parts={name: _share(values) for name, values in sorted(phenomena.items()) if name},
         setting={"pll": options.pll},
         remarks=remarks,
     )
@@ -91,6 +103,21 @@ def _share(values: list[float]) -> dict[str, float | None]:
     return {"score": score, "chance": 0.5, "low": interval[0], "high": interval[1], "examples": float(len(values))}
 
 
+class _Tokenized(NamedTuple):
+    """A sentence: ids with [CLS] and [SEP], and the word each piece between them is of."""
+
+    ids: Ids
+    words: list[int | None]
+
+
+def _tokenized(reader: Reader, sentences: Sequence[str]) -> list[_Tokenized]:
+    # The words a piece belongs to are known to the library's tokenizer only.
+    backend = tokenizers.Tokenizer.from_str(reader.tokenizer.to_json())
+    backend.encode_special_tokens = True
+    encoded = backend.encode_batch(list(sentences), add_special_tokens=False)
+    return [_Tokenized(reader.sentence(one.ids, len(one.ids) + 2), one.word_ids) for one in encoded]
+
+
 def pseudo_log_likelihoods(
     reader: Reader, sentences: Sequence[str], rule: str, progress: ProgressSink
 ) -> NDArray[np.float64]:
@@ -98,27 +125,16 @@ def pseudo_log_likelihoods(
 
     Args:
         reader: the model.
-        sentences: texts of one segment.
+        sentences: texts of one segment, no longer than the model takes.
         rule: ``original`` or ``word_l2r``.
         progress: gets the number of maskings that are done.
-
-    Raises:
-        UserError: a sentence longer than the model takes.
     """
-    # The words a piece belongs to are known to the library's tokenizer only.
-    backend = tokenizers.Tokenizer.from_str(reader.tokenizer.to_json())
-    backend.encode_special_tokens = True
-    encoded = backend.encode_batch(list(sentences), add_special_tokens=False)
-    texts: list[Ids] = []
-    words: list[list[int | None]] = []
-    for sentence, one in zip(sentences, encoded, strict=True):
-        if len(one.ids) + 2 > reader.longest:
-            raise UserError(
-                f"a sentence of {len(one.ids) + 2} tokens is longer than the {reader.longest} that this model takes: "
-                f"{sentence[:60]!r}; leave it out"
-            )
-        texts.append(reader.sentence(one.ids, reader.longest))
-        words.append(one.word_ids)
+    return _scored(reader, _tokenized(reader, sentences), rule, progress)
+
+
+def _scored(reader: Reader, sentences: Sequence[_Tokenized], rule: str, progress: ProgressSink) -> NDArray[np.float64]:
+    """``pseudo_log_likelihoods`` of what is tokenized."""
+    texts = [sentence.ids for sentence in sentences]
     progress.stage("minimal pairs", sum(len(text) - 2 for text in texts), "tokens")
     owners = np.repeat(np.arange(len(texts)), [len(text) - 2 for text in texts])
     places = np.concatenate([np.arange(1, len(text) - 1) for text in texts])  # in the sentence, [CLS] at 0
@@ -130,7 +146,7 @@ def pseudo_log_likelihoods(
         np.put_along_axis(inputs, at, reader.tokenizer.mask_id, 1)
         if rule == "word_l2r":
             for row, (owner, place) in enumerate(zip(owners[some], places[some], strict=True)):
-                inputs[row, 1:-1][_rest_of_the_word(words[owner], place - 1)] = reader.tokenizer.mask_id
+                inputs[row, 1:-1][_rest_of_the_word(sentences[owner].words, place - 1)] = reader.tokenizer.mask_id
         logits = reader.logits(reader.batch(inputs, at, labels))[:, 0, : reader.tokenizer.vocab_size]
         chosen = logits.float().log_softmax(-1).double().cpu().numpy()
         found[some] = chosen[np.arange(len(some)), labels[:, 0]]

@@ -8,7 +8,6 @@ Shape legend: E examples, N words, Q rows asked about, C classes.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ def probe(
     rows: TaskRows,
     *,
     options: ProbeOptions,
-    data_dir: Path,
     progress: ProgressSink,
 ) -> list[Result]:
     """Both probes, or one of them, of the same features.
@@ -43,14 +41,15 @@ def probe(
         names: ``linear``, ``knn``.
         rows: the task's.
         options: of the probes.
-        data_dir: what runs share; what was encoded is kept below it.
         progress: gets the texts that are done.
     """
     fitted, asked = (
-        table(reader, rows.task, examples, options=options, data_dir=data_dir, progress=progress)
+        table(reader, rows.task, examples, options=options, progress=progress)
         for examples in (rows.train, rows.evaluated)
     )
-    return [replace(result(name, rows.task, fitted, asked, options), remarks=rows.remarks) for name in names]
+    cut = fitted.encoded.cut.texts + asked.encoded.cut.texts
+    remarks = (*rows.remarks, *([f"{cut:,} texts were cut to {options.max_length} tokens"] if cut else []))
+    return [replace(result(name, rows.task, fitted, asked, options), remarks=remarks) for name in names]
 
 
 def result(name: str, task: Task, fitted: Table, asked: Table, options: ProbeOptions) -> Result:

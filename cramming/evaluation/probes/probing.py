@@ -1,7 +1,7 @@
 """Ask a model what it is worth: read what the probes need, then ask them one after another."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ class Inputs:
     Attributes:
         names: of the probes, in the order asked for.
         options: theirs.
-        data_dir: what runs share.
         rows: of the task of linear and kNN.
         pairs: minimal pairs.
         rated: sentence pairs, and what they are called.
@@ -38,7 +37,6 @@ class Inputs:
 
     names: tuple[str, ...]
     options: ProbeOptions
-    data_dir: Path
     rows: TaskRows | None = None
     pairs: list[Pair] | None = None
     rated: tuple[list[Rated], str] | None = None
@@ -56,7 +54,7 @@ def read(names: Sequence[str], options: ProbeOptions, data_dir: Path) -> Inputs:
     Args:
         names: probes that ``config.check`` has seen.
         options: theirs.
-        data_dir: what runs share; what is encoded is kept below it.
+        data_dir: what runs share.
 
     Raises:
         UserError: a file or task that is missing or cannot be used.
@@ -64,7 +62,6 @@ def read(names: Sequence[str], options: ProbeOptions, data_dir: Path) -> Inputs:
     return Inputs(
         tuple(names),
         options,
-        data_dir,
         rows=features.read(options, data_dir) if set(names) & set(OF_A_TASK) else None,
         pairs=minimal_pairs.read(options) if "minimal_pairs" in names else None,
         rated=_rated(options, data_dir) if "sts" in names else None,
@@ -82,21 +79,32 @@ def _rated(options: ProbeOptions, data_dir: Path) -> tuple[list[Rated], str]:
     return [Rated(first, second, float(label)) for (first, second), label in pairs if isinstance(label, float)], _STSB
 
 
-def ask(reader: Reader, inputs: Inputs, progress: ProgressSink) -> list[Result]:
+def ask(
+    reader: Reader, inputs: Inputs, progress: ProgressSink, failed: Callable[[str, Exception], None] | None = None
+) -> list[Result]:
     """Every probe's answer, in the order they were named. Nothing random is drawn and no weight is changed.
 
+    Args:
+        reader: the model.
+        inputs: what was read for the probes.
+        progress: of each by itself.
+        failed: is told of a probe that breaks, which then has no answer; None: the error ends it all.
+
     Raises:
-        UserError: the model cannot be asked, such as about texts longer than it takes.
+        UserError: the model cannot be asked, such as about halves of sequences that are not there.
     """
     found: dict[str, Result] = {}
-    try:
-        with _uncompiled():
-            for name in inputs.names:
-                if name not in found:
-                    found |= {result.probe: result for result in _asked(name, reader, inputs, progress)}
-    finally:
-        progress.done()
-    return [found[name] for name in inputs.names]
+    with _uncompiled():
+        for name in dict.fromkeys(OF_A_TASK[0] if name in OF_A_TASK else name for name in inputs.names):
+            try:
+                found |= {result.probe: result for result in _asked(name, reader, inputs, progress)}
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+            finally:
+                progress.done()
+    return [found[name] for name in inputs.names if name in found]
 
 
 def _asked(name: str, reader: Reader, inputs: Inputs, progress: ProgressSink) -> list[Result]:
@@ -104,7 +112,7 @@ def _asked(name: str, reader: Reader, inputs: Inputs, progress: ProgressSink) ->
     if name in OF_A_TASK:
         assert inputs.rows is not None
         wanted = [each for each in inputs.names if each in OF_A_TASK]  # of the same features
-        return of_task.probe(reader, wanted, inputs.rows, options=options, data_dir=inputs.data_dir, progress=progress)
+        return of_task.probe(reader, wanted, inputs.rows, options=options, progress=progress)
     if name == "frequency":
         return [frequency.probe(reader, options, progress)]
     if name == "minimal_pairs":

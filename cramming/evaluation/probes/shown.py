@@ -51,7 +51,9 @@ def _parts(result: Result) -> Table:
 
 def _table(title: str, columns: Sequence[str], texts: int) -> Table:
     """A table whose first so many columns are texts."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # the others do not fit 80 columns
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )  # the others do not fit 80 columns
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < texts else "right", overflow="fold")
     return table
