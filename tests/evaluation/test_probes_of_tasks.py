@@ -252,7 +252,8 @@ def test_rows_are_drawn_from_all_of_a_file() -> None:
     [
         (ProbeOptions(task="sst"), "there is no task 'sst'; did you mean 'sst2'"),
         (ProbeOptions(task="ax"), r"probe\.task=ax has nothing to fit a probe to: take probe\.task=mnli"),
-        (ProbeOptions(train_file="absent.csv"), r"absent\.csv does not exist"),
+        (ProbeOptions(train_file="absent.csv"), r"probe\.train_file=absent\.csv does not exist"),
+        (ProbeOptions(task="sst2", data_dir="absent"), r"probe\.data_dir=absent is no folder"),
     ],
 )
 def test_a_task_that_cannot_be_probed_is_refused(options: ProbeOptions, says: str, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ the difference. For token classification every word is a row.
 Shape legend: E examples, R texts (R = E * choices), N words, D rows of a table (R, or N), H hidden, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +77,15 @@ def suite_of(options: ProbeOptions) -> EvalConfig:
     )
 
 
+@contextmanager
+def as_typed() -> Iterator[None]:
+    """What is wrong with options of a suite, under the names they have as options of probes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("eval.", "probe.")) from error
+
+
 def read(options: ProbeOptions, data_dir: Path) -> TaskRows:
     """The examples of the task the options name.
 
@@ -87,13 +97,13 @@ def read(options: ProbeOptions, data_dir: Path) -> TaskRows:
         UserError: no such task, one that has no training rows, or rows that are missing or have no labels.
     """
     suite = suite_of(options)
-    (task,) = material.tasks_of(suite, data_dir)
     notes: list[str] = []
-    whole = material.examples_of(suite, task, "train", data_dir, notes)
+    with as_typed():
+        (task,) = material.tasks_of(suite, data_dir)
+        split = task.evaluated[0]
+        whole, judged = (material.examples_of(suite, task, part, data_dir, notes) for part in ("train", split))
     train, fewer = sampled(_labelled(whole, task, "train"), options.max_rows, "training rows")
-    split = task.evaluated[0]
-    whole = material.examples_of(suite, task, split, data_dir, notes)
-    evaluated, fewer_evaluated = sampled(_labelled(whole, task, split), options.max_eval_rows, f"rows of {split}")
+    evaluated, fewer_evaluated = sampled(_labelled(judged, task, split), options.max_eval_rows, f"rows of {split}")
     return TaskRows(task, train, evaluated, (*notes, *fewer, *fewer_evaluated))
 
 

@@ -73,8 +73,9 @@ def _rated(options: ProbeOptions, data_dir: Path) -> tuple[list[Rated], str]:
     if options.sts is not None:
         return sts.read(Path(options.sts)), Path(options.sts).stem
     suite = features.suite_of(ProbeOptions(task=_STSB, data_dir=options.data_dir))
-    (task,) = material.tasks_of(suite, data_dir)
-    examples = material.examples_of(suite, task, task.evaluated[0], data_dir, [])
+    with features.as_typed():
+        (task,) = material.tasks_of(suite, data_dir)
+        examples = material.examples_of(suite, task, task.evaluated[0], data_dir, [])
     pairs = [(example.texts[0].segments, example.label) for example in examples]
     return [Rated(first, second, float(label)) for (first, second), label in pairs if isinstance(label, float)], _STSB
 
