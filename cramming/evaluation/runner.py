@@ -20,7 +20,7 @@ from cramming.evaluation.live import Display
 from cramming.evaluation.means import Means, shortage
 from cramming.evaluation.preparing import Material
 from cramming.evaluation.tasks.task import Task
-from cramming.evaluation.worker import Ended, Order, Progress, Shared, headline_of, rank, serve
+from cramming.evaluation.worker import LOG, Ended, Order, Progress, Shared, headline_of, rank, serve
 
 START = "spawn"  # a fork would take over threads and, on a GPU, a context that does not survive it
 _LOOK_EVERY_S = 0.5
@@ -279,8 +279,10 @@ class Runner:
         assert order is not None
         self._remove(worker)
         code = worker.process.exitcode or 0
-        how = f"killed by signal {-code}, out of memory perhaps" if code < 0 else f"ended with code {code}"
-        self._settle(Outcome(order.job, None, f"its process was {how}" if code < 0 else f"its process {how}"))
+        how = f"was killed by signal {-code}, out of memory perhaps" if code < 0 else f"ended with code {code}"
+        log = self.shared.suite_dir / LOG
+        where = f" (see {log})" if log.is_file() and log.stat().st_size else ""
+        self._settle(Outcome(order.job, None, f"its process {how}{where}"))
 
     def _remove(self, worker: _Worker) -> None:
         self._workers.remove(worker)

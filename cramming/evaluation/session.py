@@ -5,7 +5,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,13 +27,13 @@ from cramming.evaluation.runner import Outcome, Runner
 from cramming.evaluation.subject import Subject, longest, subject_of
 from cramming.evaluation.tasks.task import Task
 from cramming.evaluation.tracking import Tracking
-from cramming.evaluation.worker import Shared, without_tensors
+from cramming.evaluation.worker import LOG, Shared, without_tensors
 from cramming.progress import progress_for
 from cramming.recording.strict_json import dumps
 
 _START = "start.safetensors"  # the tensors all jobs begin with, while they run
 _BASELINES = "baselines.json"
-_MADE = ("results.json", "results.csv", "results.md", _BASELINES, SUITE, means.FILE)
+_MADE = ("results.json", "results.csv", "results.md", _BASELINES, SUITE, means.FILE, LOG)
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,9 @@ class _Suite:
             raise
         finally:
             start.unlink(missing_ok=True)
+            log = self.suite_dir / LOG
+            if log.is_file() and not log.stat().st_size:
+                log.unlink()
 
     def _means(self, planned: Sequence[Setting], trials: int) -> tuple[means.Means, float]:
         """How jobs compute, stored; and the memory one takes, as far as is known."""
@@ -187,7 +190,7 @@ class _Suite:
         unusable = [n for n in self.asked if self.tasks[n].trained_by is not None and n in self.made.failures]
         others = {name: Failure(name, self.settings[str(self.tasks[name].trained_by)].seeds[0], why)
                   for name, why in self.made.failures.items() if name in unusable}  # fmt: skip
-        earlier_tasks, earlier = self._earlier()
+        earlier_tasks, earlier = self._earlier({outcome.job.key for outcome in outcomes})
         tasks = {**earlier_tasks, **{name: self.tasks[name] for name in self.asked if name not in others}}
         scores = self._baselines(tasks)
         extra = results.Extra(
@@ -207,8 +210,12 @@ class _Suite:
         together = results.collect(config.eval, [tasks[name] for name in order], [*earlier, *found], scores, extra)
         return Scored(self.subject.name, together, [*failures, *others.values()])
 
-    def _earlier(self) -> tuple[dict[str, Task], list[JobResult]]:
-        """Tasks of the suite that this call did not ask for and an earlier one did, with what came of them."""
+    def _earlier(self, known: Collection[str]) -> tuple[dict[str, Task], list[JobResult]]:
+        """Tasks of the suite that this call did not ask for and an earlier one did, with what came of them.
+
+        Args:
+            known: keys of the jobs of this call, which are left out of what is returned.
+        """
         config, there = self.call.config, set(self.asked)
         if set(self.call.tasks) <= there:
             return {}, []
@@ -237,7 +244,7 @@ class _Suite:
             trainer = found.get(str(task.trained_by), [])
             if name not in there and trainer and all(name in result.also for result in trainer):
                 shown[name] = task
-        return shown, [result for results_of in found.values() for result in results_of]
+        return shown, [result for own in found.values() for result in own if result.key not in known]
 
     def _kept(self, job: Job) -> Outcome:
         """What an earlier call left of a job, on the rows of this one."""

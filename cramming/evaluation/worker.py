@@ -27,6 +27,7 @@ from cramming.evaluation.tasks.task import Task
 from cramming.exchange.weights import Weights
 from cramming.resolve import compute_exactly
 
+LOG = "workers.log"  # what libraries say in workers: on the screen it would run through the table
 _REPORT_EVERY_S = 0.5
 _HELD_OUT_SEED = 0  # of the training rows that choose between trials: the same for all
 
@@ -103,6 +104,7 @@ def serve(connection: Connection, shared: Shared, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the command decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_the_command()
+    _say_into(shared.suite_dir / LOG)
     torch.set_num_threads(shared.threads)
     compute_exactly(torch.device(device))
     weights = replace(shared.weights, state=load_file(shared.tensors))
@@ -205,6 +207,16 @@ def peak_bytes() -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _say_into(file: Path) -> None:
+    """Send this process's output, that of libraries too, to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    where = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(where, 1)
+    os.dup2(where, 2)
+    os.close(where)
 
 
 def _end_with_the_command() -> None:

@@ -35,7 +35,7 @@ POINTS = {
     "results-write": 3,
     "results-rename": 3,
 }
-SAMPLE = ("job-result-rename:1", "job-settled:3")
+SAMPLE = ("job-result-rename:1",)
 IN_WORKERS = ("job-begun", "saved", "job-trained", "job-about", "job-result")
 
 
