@@ -21,16 +21,28 @@ class _Dropout(torch.autograd.Function):
         words = torch.empty(-(-count * _BITS // 64), dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[:count].view(x.shape)
         dropped = min(round(p * 2**_BITS), 2**_BITS - 1)
-        kept = bits >= dropped - 2 ** (_BITS - 1)
+        kept = _ones(bits.ge_(dropped - 2 ** (_BITS - 1)), x.dtype)
         ctx.save_for_backward(kept)
         ctx.scale = 2**_BITS / (2**_BITS - dropped)
-        return torch.where(kept, x, 0.0).mul_(ctx.scale)
+        return (x * kept).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Any shape -> the same."""
         (kept,) = ctx.saved_tensors
-        return torch.where(kept, grad, 0.0).mul_(ctx.scale), None
+        return (grad * kept).mul_(ctx.scale), None
+
+
+def _ones(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 and 1 in int16 as floating-point numbers; overwrites them.
+
+    In 16 bits an integer product gives the number's bits: choosing by truth values, or converting them, takes several
+    times as long.
+    """
+    if dtype.itemsize != 2:
+        return kept.to(dtype)
+    one = int(torch.ones((), dtype=dtype).view(torch.int16))
+    return kept.mul_(one).view(dtype)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
