@@ -67,16 +67,18 @@ class WorkingCopy(Generic[M]):
         """Add the copy's gradients to the float32 ones; a parameter no pass used keeps the gradient None."""
         if self.is_model:
             return
-        used = [(parameter, computed) for parameter, computed in self.pairs if computed.grad is not None]
-        first = [(parameter, computed.grad) for parameter, computed in used if parameter.grad is None]
-        for parameter, computed in used:
-            if parameter.grad is not None and computed.grad is not None:
-                parameter.grad.add_(computed.grad)
-            computed.grad = None
-        for parameter, _ in first:
-            parameter.grad = self._memory(parameter)
+        first: list[tuple[Tensor, Tensor]] = []
+        for parameter, computed in self.pairs:
+            gradient, computed.grad = computed.grad, None
+            if gradient is None:
+                continue
+            if parameter.grad is not None:
+                parameter.grad.add_(gradient)
+            else:
+                parameter.grad = self._memory(parameter)
+                first.append((parameter.grad, gradient))
         if first:
-            torch._foreach_copy_([parameter.grad for parameter, _ in first], [gradient for _, gradient in first])
+            torch._foreach_copy_([wide for wide, _ in first], [gradient for _, gradient in first])
 
     def _memory(self, parameter: nn.Parameter) -> Tensor:
         """For a gradient, its values whatever they are."""

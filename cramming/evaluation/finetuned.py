@@ -238,20 +238,18 @@ def judged(task: Task, labels: Tensor) -> int:
 
 def _take_encoder(model: FineTuned, weights: Weights) -> None:
     """Copy what the pretrained model and this one have in common."""
-    ours = model.encoder.state_dict()
-    own = {name for name in weights.outline().state_dict() if not _of_head(name)}
-    missing = sorted(own - set(weights.state))
-    shared = {n: t for n, t in weights.state.items() if n in ours and not _of_head(n)}
-    if missing:
-        raise UserError(f"{weights.title} lacks {missing[0]!r}")
-    other = next((n for n, t in shared.items() if t.shape != ours[n].shape), None)
-    if other is not None:
-        shapes = tuple(weights.state[other].shape), tuple(ours[other].shape)
-        raise UserError(f"{weights.title}: {other!r} has shape {shapes[0]}, and the model needs {shapes[1]}")
-    if isinstance(model.encoder, Classifier):
-        left = sorted(name for name in weights.state if name not in shared and not _of_head(name))
-        if left:
-            raise UserError(f"{weights.title}: {left[0]!r} has no place in the model: it is of another architecture")
+    ours, theirs = model.encoder.state_dict(), weights.outline().state_dict()
+    for name in sorted({*theirs, *weights.state}):
+        if _of_head(name):
+            continue
+        if name not in weights.state:
+            raise UserError(f"{weights.title} lacks {name!r}")
+        if name not in theirs:
+            raise UserError(f"{weights.title}: {name!r} has no place in the model: it is of another architecture")
+        found, wanted = tuple(weights.state[name].shape), tuple(ours.get(name, theirs[name]).shape)
+        if found != wanted:
+            raise UserError(f"{weights.title}: {name!r} has shape {found}, and the model needs {wanted}")
+    shared = {name: tensor for name, tensor in weights.state.items() if name in ours and not _of_head(name)}
     model.encoder.load_state_dict(shared, strict=False)
 
 
