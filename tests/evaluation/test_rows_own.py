@@ -1,11 +1,6 @@
-"""Tasks of one's own: every format says the same, kinds are told by their labels, mistakes are pointed at."""
+"""Tasks of one's own: every format says the same, kinds are told by their labels, a split is what it should be."""
 
-import csv
-import gzip
-import io
 import json
-import lzma
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,84 +9,10 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_rows import TOPICS, WORDS, Rows, both, config, labelled, loaded, refused, write
 
 from cramming.errors import UserError
-from cramming.evaluation.config import EvalConfig
 from cramming.evaluation.rows import own
-from cramming.evaluation.tasks.task import Example, Task
-
-Rows = Sequence[dict[str, Any]]
-TOPICS: Rows = [
-    {"text": 'She said "no", twice.', "topic": "talk", "n": 1},
-    {"text": "one line\nand another", "topic": "form", "n": 2},
-    {"text": "commas, semicolons; tabs\tand | bars", "topic": "form", "n": 3},
-    {"text": "Grüße aus Köln \u2603", "topic": "talk", "n": 4},
-    {"text": "", "topic": "none", "n": 5},
-]
-WORDS: Rows = [
-    {"words": ["Ada", "Lovelace", "wrote"], "tags": ["B-PER", "I-PER", "O"]},
-    {"words": ["in", "London"], "tags": ["O", "B-LOC"]},
-]
-
-
-def write(path: Path, rows: Rows, **options: Any) -> Path:
-    """Rows in the format that the name tells; lists are JSON in csv files."""
-    name = path.name.removesuffix(".gz").removesuffix(".xz")
-    if name.endswith(".parquet"):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
-        return path
-    if name.endswith(".json"):
-        content = json.dumps(list(rows))
-    elif name.endswith(".jsonl"):
-        content = "".join(json.dumps(row) + "\n" for row in rows)
-    else:
-        text = io.StringIO()
-        writer = csv.writer(text, **{"delimiter": "\t" if name.endswith(".tsv") else ",", **options})
-        writer.writerow(rows[0])
-        writer.writerows([json.dumps(v) if isinstance(v, list) else v for v in row.values()] for row in rows)
-        content = text.getvalue()
-    opener: Callable[..., Any] = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opener(path, "wt", encoding="utf-8", newline="") as file:
-        file.write(content)
-    return path
-
-
-def config(**options: Any) -> EvalConfig:
-    return EvalConfig(**{"name": "task", "suite": "task", **{k: _plain(v) for k, v in options.items()}})
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def loaded(split: str = "train", **options: Any) -> tuple[Task, list[Example], list[str]]:
-    """The task, a split of it, and what was noted."""
-    asked, notes = config(**options), list[str]()
-    task = own.own_task(asked, Path("unused"))
-    return task, own.examples_of(asked, task, split, Path("unused"), notes), notes
-
-
-def refused(*words: str, split: str = "train", **options: Any) -> str:
-    """The one line that is said."""
-    with pytest.raises(UserError) as error:
-        loaded(split, **options)
-    said = str(error.value)
-    assert "\n" not in said
-    for word in words:
-        assert word in said, said
-    return said
-
-
-def both(path: Path, **options: Any) -> dict[str, Any]:
-    """A file for training and for validation."""
-    return {"train_file": path, "validation_file": path, **options}
-
-
-def labelled(path: Path, labels: Sequence[Any], texts: Sequence[Any] | None = None) -> Path:
-    """A file of these labels."""
-    texts = [f"text {n} of them" for n in range(len(labels))] if texts is None else texts
-    return write(path, [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)])
-
 
 NAMES = ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.csv.gz", "a.jsonl.xz"]
 
@@ -302,112 +223,6 @@ def test_a_test_split_with_labels_has_them(tmp_path: Path) -> None:
     train, test = labelled(tmp_path / "a.csv", ["x", "y", "x"]), labelled(tmp_path / "b.csv", ["y", "x"])
     assert [example.label for example in loaded("test", **both(train, test_file=test))[1]] == [1, 0]
     refused("no test split", "eval.test_file", split="test", **both(train))
-
-
-LONG = [f"a rather long sentence about the thing number {n}" for n in range(30)]
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "words"),
-    [
-        ("text,label\na,x\nb,y,z\n", {}, ["a.csv: line 3 has 3 columns where the header has 2"]),
-        ('text,label\n"a\nb",x\nc\n', {}, ["a.csv: line 4 has 1 columns"]),
-        ('text,label\na,x\n"b,y\nc,x\n', {}, ["a.csv: line 3 is not CSV", "unexpected end"]),
-        ('text,label\na,x\n"b"c,y\n', {}, ["a.csv: line 3 is not CSV"]),
-        ("text,label\n", {}, ["a.csv has no rows", "train split"]),
-        ("", {}, ["a.csv has no rows"]),
-        ("text,text,label\na,b,x\n", {}, ["column 'text' is there twice"]),
-        ("txt,label\na,x\n", {}, ["no column 'text'", "did you mean 'txt'?", "txt, label", "eval.text_column="]),
-        ("text,topic\na,x\n", {}, ["no column 'label'", "columns are: text, topic", "eval.label_column="]),
-        ("text,label\na,x\n", {"text_pair_column": "b"}, ["no column 'b'", "eval.text_pair_column="]),
-        ("text,label\na,x\nb,x\n", {}, ["all of its 2 training rows have the same label"]),
-        ("text,label\na,2.5\nb,2.5\n", {}, ["the same label"]),
-        ("text,label\na,x|y\nb,x|y\n", {}, ["the same label"]),
-        ("text,label\na b,O O\nb c d,O O O\n", {}, ["the same label"]),
-        ("text,label\na,\nb,\n", {}, ["every label in column 'label' is missing"]),
-        ("text,label\na,-1\nb,-1\n", {"labels": ["0", "1"]}, ["every label in column 'label' is -1", "no class"]),
-        ("text,label\na,1\nb,x\n", {"kind": "regression"}, ["line 3", "'x'", "not a number"]),
-        ("text,label\na,1\nb,inf\n", {"kind": "regression"}, ["line 3", "'inf'", "not a number"]),
-        ("text,label\na b,O O\nb c,O\n", {"kind": "tokens"}, ["line 3 has 1 labels", "2 words"]),
-        ("text,label\na b,O O\n,O\n", {"kind": "tokens"}, ["line 3 has no words"]),
-        ("text,label\na,x\nb,y\n", {"kind": "clasification"}, ["eval.kind=clasification", "'classification'"]),
-        ("text,label\na,x\nb,y\n", {"label_column": "text"}, ["must be different"]),
-        ("text,label\na,x\nb,y\n", {"labels": ["x", "y", "x"]}, ["a name twice"]),
-        ("text,label\na,1\nb,2\n", {"labels": ["1", "2"], "kind": "regression"}, ["eval.labels names classes"]),
-        ("text,label\na,x\nb,y\n", {"task_name": "a/b"}, ["eval.task_name=a/b"]),
-        ("text,label\na,x\nb,y\n", {"dataset": "me/x"}, ["not both"]),
-        ("text,label\na,x\na,y\na,y\n", {"validation_file": None}, ["too few different rows (3)"]),
-    ],
-)
-def test_mistakes_in_csv(tmp_path: Path, content: str, options: dict[str, Any], words: list[str]) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(content)
-    refused(*words, **both(path, **options))
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('{"text": "a", "label": 0}\n{"text": \n', ["a.jsonl: line 2 is not JSON"]),
-        ('{"text": "a", "label": 0}\n\n[1]\n', ["a.jsonl: line 3 is not a JSON object"]),
-        ('{"text": "a", "label": 0}\n{"label": 1}\n', ["a.jsonl: line 2 has no 'text'"]),
-        ('{"text": "a", "label": 0}\n{"text": 7, "label": 1}\n', ["line 2", "'text' holds int, not text"]),
-        ('{"text": ["a"], "label": 0}\n{"text": ["b"], "label": 1}\n', ["line 1", "list", "eval.kind=tokens"]),
-        ('{"text": ["a", "b"], "label": [0, 1]}\n{"text": ["a"], "label": [0, 1]}\n', ["line 1", "holds list"]),
-        ('{"text": ["a", ""], "label": [0, 1]}\n', ["line 1: word 2"]),
-    ],
-)
-def test_mistakes_in_jsonl(tmp_path: Path, content: str, words: list[str]) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(content)
-    refused(*words, **both(path))
-
-
-def test_labels_that_training_has_not(tmp_path: Path) -> None:
-    train = labelled(tmp_path / "t.csv", ["sports", "politics", "sports"])
-    dev = labelled(tmp_path / "d.csv", ["sports", "sport"], ["two\nlines", "x"])
-    refused(
-        "d.csv: line 4", "'sport'", "did you mean 'sports'", split="validation", train_file=train, validation_file=dev
-    )
-    words = write(tmp_path / "w.jsonl", WORDS)
-    other = write(tmp_path / "v.jsonl", [{"words": ["x"], "tags": ["B-ORG"]}])
-    said = {"text_column": "words", "label_column": "tags", "train_file": words, "validation_file": other}
-    refused("v.jsonl: line 1", "'B-ORG'", split="validation", **said)
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    path = labelled(tmp_path / "train.csv", ["a", "b"])
-    refused("eval.train_file=", "tran.csv does not exist", "did you mean 'train.csv'", train_file=tmp_path / "tran.csv")
-    refused("eval.validation_file", "is a folder", split="validation", train_file=path, validation_file=tmp_path)
-    refused("eval.train_file=<csv", "eval.dataset=")
-    (tmp_path / "a.doc").write_text("x")
-    refused("a.doc", "name it .csv, .tsv, .jsonl or .parquet", train_file=tmp_path / "a.doc")
-    (tmp_path / "a.parquet").write_text("x")
-    refused("a.parquet is not a usable parquet file", train_file=tmp_path / "a.parquet")
-
-
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes("text,label\ncafé,x\n".encode("latin1"))
-    refused("a.csv is not valid UTF-8", "0xe9", "offset 14 ", **both(path))
-    path.with_suffix(".jsonl").write_bytes(b'{"text": "\xff"}\n')
-    refused("not valid UTF-8", "0xff", "offset 10 ", **both(path.with_suffix(".jsonl")))
-
-
-@pytest.mark.parametrize("names", [["good", "bad"], [0.25, 0.5]])
-def test_columns_that_are_swapped(tmp_path: Path, names: list[Any]) -> None:
-    rows = [{"text": names[n % 2], "label": text} for n, text in enumerate(LONG)]
-    path = write(tmp_path / "a.csv", rows)
-    refused("text_column=text and eval.label_column=label look swapped", **both(path))
-    refused("look swapped", **both(path, kind="classification"))
-    task, _, _ = loaded(**both(path, text_column="label", label_column="text"))
-    assert task.kind in ("classification", "regression")
-
-
-def test_texts_are_no_classes(tmp_path: Path) -> None:
-    path = labelled(tmp_path / "a.csv", LONG)
-    refused("30 different values in 30 rows", "text, label", "eval.kind=classification", **both(path))
-    assert len(loaded(**both(path, kind="classification"))[0].labels) == 30
 
 
 def parquet_of_classes(path: Path, labels: list[int]) -> Path:
