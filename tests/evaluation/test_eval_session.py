@@ -34,11 +34,9 @@ def folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def score(folder: Path, *words: str) -> dict[str, Any]:
     """Score with one epoch of few rows; returns the results."""
-    few = [
-        "eval.epochs=1",
-        "eval.save_models=none",
-        *([] if any("max_train_rows" in word for word in words) else ["eval.max_train_rows=48"]),
-    ]
+    few = ["eval.epochs=1"]
+    if not any("max_train_rows" in word for word in words):
+        few.append("eval.max_train_rows=48")
     command(eval_calls.words(folder, *few, *words))
     return eval_calls.results(folder)
 
