@@ -1,6 +1,7 @@
 """Results as tables for people: percent with one decimal, and what no reading at all would get beside every score."""
 
 from collections.abc import Iterator
+from textwrap import shorten
 
 from cramming.evaluation.results import Failure, Results, TaskResults
 from cramming.evaluation.statistics import Summary, at_chance, chance
@@ -9,6 +10,7 @@ from cramming.report.markdown import markdown
 
 _SPACE = "\N{NO-BREAK SPACE}"
 _NONE = "-"
+_REASON = 48  # characters of it in the table
 _COLUMNS = (
     Column("task", False),
     Column("metric", False),
@@ -100,7 +102,8 @@ def _row(own: TaskResults, outcome: str | None) -> list[Cell]:
 def _unscored(own: TaskResults) -> list[Cell]:
     """A task without a score, and why."""
     if own.failures:
-        said = f"failed: {own.failures[0].reason}"
+        # The whole reason is below the table; here it would push the numbers off the screen.
+        said = f"failed: {shorten(own.failures[0].reason, _REASON, placeholder=' ...')}"
     elif own.headline is None:
         said = "its labels are not public" if own.seeds else "not yet answered"
     else:
