@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["cramming.evaluation.session", "cramming.evaluation.command", "cramming.session"]
-    + ["torch._dynamo", "transformers.models.auto.modeling_auto"]
-)
+_OURS = ["cramming.evaluation.session", "cramming.evaluation.command", "cramming.session"]
+_CONTEXT.set_forkserver_preload([*_OURS, "torch._dynamo", "transformers.models.auto.modeling_auto"])
 
 PRETRAINED = [
     "arch=bert_tiny", "arch.layers=2", "arch.hidden=32", "arch.heads=2", "arch.intermediate=64", "data=local",
