@@ -29,7 +29,7 @@ _PLACE_OF_A_SOURCE = re.compile(r"data(\.sources\.[^.]+)+\.path")  # what data.p
 _BEGUN = "metrics.jsonl"  # opened when training begins
 _MADE_BY_A_RUN = (
     "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png",
-    "probes.json", "probes-last.json",
+    "validation.json", "probes.json", "probes-last.json",
 )  # fmt: skip
 _OTHER_TABLES = "rst-*.json"  # prices of models a run asks beside its own
 

@@ -12,9 +12,13 @@ from cramming import registry
 from cramming.cli import CONFIG_DIR, compose, job_name, load_schemas, pretraining
 from cramming.config import PretrainConfig, check_microbatch, check_name, parse_budget, typed
 from cramming.errors import UserError
+from cramming.evaluation.composing import asked
+from cramming.evaluation.search import trials_of
+from cramming.evaluation.tasks.registry import find
 
 GROUPS = ("arch", "data", "train/optim", "train/schedule", "method", "rst", "wandb", "experiment")
 FILES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIG_DIR / group).glob("*.yaml"))]
+SUITES = [file.stem for file in sorted((CONFIG_DIR / "eval").glob("*.yaml"))]
 BASE = ["data=local", "data.path=x"]
 NEEDS = {
     "local": ["data.path=x"],
@@ -27,7 +31,39 @@ NEEDS = {
 
 def test_every_file_belongs_to_a_group_that_is_tested() -> None:
     found = {file.relative_to(CONFIG_DIR) for file in CONFIG_DIR.rglob("*.yaml")}
-    assert found == {Path("pretrain.yaml"), *(Path(group, f"{option}.yaml") for group, option in FILES)}
+    pipelines = {file for file in found if file.parent == Path("pipeline")}  # tests/pipeline composes them
+    expected = {Path(group, f"{option}.yaml") for group, option in FILES} | {
+        Path("eval", f"{one}.yaml") for one in SUITES
+    }
+    assert found - pipelines == {Path("pretrain.yaml"), Path("evaluate.yaml"), *expected}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_composes_and_says_what_it_is(suite: str) -> None:
+    config = asked(["name=x", f"eval={suite}", "eval.train_file=x.csv"]).config.eval
+    assert config.name == suite
+    tasks = {name: find(name) for name in config.tasks}
+    for name, task in tasks.items():
+        setting = config.setting(name)
+        assert setting.start_from is None or setting.start_from in tasks, name
+        assert task.trained_by is None or task.trained_by in tasks, name
+    outcomes = {
+        f"{name}.{task.outcome(m, split)}"
+        for name, task in tasks.items()
+        for split in task.evaluated
+        for m in task.metrics
+    }
+    assert set(config.average.of) <= outcomes
+    assert bool(config.average.of) == bool(config.average.rule)
+    comments = [line for line in (CONFIG_DIR / "eval" / f"{suite}.yaml").read_text().splitlines() if line[:1] == "#"]
+    assert any(f"eval={suite}" in line for line in comments)
+    for word in ("Source:", "Cost:", "Published score:", "Average:"):
+        assert any(word in line for line in comments), word
+
+
+def test_extremebert_s_grid_has_156_trials() -> None:
+    config = asked(["name=x", "eval=glue_extreme"]).config.eval
+    assert sum(len(trials_of(config, task, config.setting(task))) for task in config.tasks) == 156
 
 
 @pytest.mark.parametrize(("group", "option"), FILES)

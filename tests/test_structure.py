@@ -15,7 +15,7 @@ LAYERS = ("rst", "cramming", "efficient_training")  # each may import itself and
 INDEPENDENT = {"cramming": ("rst",), "efficient_training": ("rst", "cramming"), "rst": ()}  # ... as far as named here
 FOLDERS = (*LAYERS, "benchmarks", "tests", "assets")
 FORBIDDEN_NAMES = ("utils.py", "common.py", "helpers.py", "misc.py")
-THIN = ("pretrain_bert.py", "eval.py", "validate_bert.py", "report.py")
+THIN = ("pretrain_bert.py", "eval.py", "validate_bert.py", "report.py", "pipeline.py")
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 # The one place that may name a layer above its own, and only as a string: it discovers plug-ins.
 DISCOVERY = "cramming/registry.py"

@@ -1,7 +1,7 @@
 """``validate_bert.py``: how well a trained run predicts held-out text, and what probes say of it."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cramming import resolve
 from cramming.cli import load_schemas, parse
+from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.evaluation.probes import probing
 from cramming.evaluation.probes.config import PROBES, ProbeOptions, check
@@ -20,9 +21,11 @@ from cramming.evaluation.trained import Selection, find, load_run, selected, wit
 from cramming.exchange.weights import is_imported, of_run
 from cramming.folder import Found
 from cramming.progress import progress_for
+from cramming.recording.strict_json import dumps
 from cramming.train import Run
-from cramming.validation import MASK_RATE, MASK_SEED, VALIDATION_SEQUENCES, validate
+from cramming.validation import MASK_RATE, MASK_SEED, VALIDATION_SEQUENCES, Validation, validate
 
+VALIDATION = "validation.json"  # in a run's folder: what was measured last, and at which step
 _USAGE = f"""\
 Held-out loss, perplexity and accuracy at predicted positions, at a fixed mask rate and seed; and probes.
 
@@ -81,7 +84,11 @@ def command(argv: list[str]) -> None:
     inputs = probing.read(names, settings, _data_dir(found, options, composed))  # refuse before a model is loaded
     asked = _loaded(options, found, composed, needs_corpus=not names or inputs.need_corpus)
     if asked.run is not None:
-        _validate(asked.title, asked.run, options)
+        result = _validate(asked.title, asked.run, options)
+        if found is not None and options.averaged:
+            said = {"step": found.checkpoint.step, "mask_rate": options.mask_rate, "mask_seed": options.mask_seed}
+            text = dumps({**said, **asdict(result), "perplexity": result.perplexity}, indent=2)
+            write_atomically(found.run_dir / VALIDATION, (text + "\n").encode())
     if not names:
         return
     with asked.run.method.evaluating(asked.run) if asked.run else nullcontext():
@@ -95,8 +102,8 @@ def command(argv: list[str]) -> None:
     print(f"kept: {file}")
 
 
-def _validate(title: str, run: Run, options: Options) -> None:
-    """Print the table of held-out loss.
+def _validate(title: str, run: Run, options: Options) -> Validation:
+    """Print the table of held-out loss, which is returned.
 
     Raises:
         UserError: nothing is held out.
@@ -116,6 +123,7 @@ def _validate(title: str, run: Run, options: Options) -> None:
     ):
         table.add_row(label, value)
     Console().print(table)
+    return result
 
 
 def _probes(given: Any, words: list[str]) -> tuple[list[str], ProbeOptions]:

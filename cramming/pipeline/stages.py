@@ -18,6 +18,7 @@ from cramming.data.preparation import prepare
 from cramming.errors import UserError
 from cramming.evaluation.composing import UNTRAINED, asked
 from cramming.evaluation.finished import EVALUATIONS
+from cramming.evaluation.heldout import VALIDATION
 from cramming.pipeline import module_task
 from cramming.pipeline.config import PipelineConfig, split
 from cramming.progress import Silent, progress_for
@@ -161,7 +162,7 @@ class Stages:
             ]
 
         def outputs() -> list[Path]:
-            return [run_dir / "validation.json" for run_dir in self.run_dirs()]
+            return [run_dir / VALIDATION for run_dir in self.run_dirs()]
 
         def said() -> str:
             found = [json.loads(file.read_text()) for file in outputs()]
