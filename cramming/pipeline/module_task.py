@@ -66,9 +66,14 @@ def write(folder: Path, sentences: int) -> list[Path]:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("text", "module"))
-        writer.writerows(sorted(found, key=lambda row: hashlib.sha256(row[0].encode()).digest()))
+        writer.writerows(sorted(found, key=_place))
         write_atomically(folder / part, text.getvalue().encode())
     return [folder / TRAIN, folder / VALIDATION]
+
+
+def _place(row: tuple[str, str]) -> bytes:
+    """Of a row in its file, so that packages are mixed."""
+    return hashlib.sha256(row[0].encode()).digest()
 
 
 def _sentences(path: Path) -> list[str]:

@@ -221,7 +221,7 @@ def differences(suite: Suite, baseline: Row, confidence: float) -> Table:
             cells.append(Cell(f"{found.mean:+.1f}{half}{words}", found.mean, _TONES.get(verdict, "muted")))
         rows.append(cells)
     if marked:
-        caption += f" {_FINE_TUNING} One run each, paired by fine-tuning seed: a verdict on two models, not on two arms."
+        caption += f" {_FINE_TUNING} One run each, paired by fine-tuning seed: a verdict on two models, not on arms."
     caption += ' "Better" and "worse": the interval of the differences leaves out zero.'
     return Table(caption, columns, rows)
 
