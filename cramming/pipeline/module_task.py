@@ -66,7 +66,8 @@ def write(folder: Path, sentences: int) -> list[Path]:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("text", "module"))
-        writer.writerows(sorted(found, key=_place))
+        found.sort(key=_place)
+        writer.writerows(found)
         write_atomically(folder / part, text.getvalue().encode())
     return [folder / TRAIN, folder / VALIDATION]
 
