@@ -101,12 +101,15 @@ class Groups:
     def spread(self, tokens: Tensor) -> list[Tensor]:
         """The grid of every group: (T, ...) -> (G, M, ...) each. Nothing that is kept may depend on padding."""
         grid: Tensor = _Spread.apply(tokens, self.rows, self.cells)  # type: ignore[no-untyped-call]
-        parts = grid.split([group.sequences * group.length for group in self.members])
+        sizes = [group.sequences * group.length for group in self.members]
+        parts = grid.split(sizes) if len(sizes) > 1 else (grid,)  # whose gradient is a copy
         return [part.view(g.sequences, g.length, *grid.shape[1:]) for g, part in zip(self.members, parts, strict=True)]
 
     def collect(self, grids: list[Tensor]) -> Tensor:
         """The rows of all tokens: (G, M, ...) of every group -> (T, ...)."""
-        tokens: Tensor = _Collect.apply(torch.cat([grid.flatten(0, 1) for grid in grids]), self.cells)  # type: ignore[no-untyped-call]
+        rows = [grid.flatten(0, 1) for grid in grids]
+        joined = torch.cat(rows) if len(rows) > 1 else rows[0]
+        tokens: Tensor = _Collect.apply(joined, self.cells)  # type: ignore[no-untyped-call]
         return tokens
 
 
