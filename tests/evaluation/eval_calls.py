@@ -1,5 +1,6 @@
 """``eval.py`` in processes of their own that can be killed, without paying for imports each time."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_OURS = ["cramming.evaluation.session", "cramming.evaluation.command", "cramming.session"]
-_CONTEXT.set_forkserver_preload([*_OURS, "torch._dynamo", "transformers.models.auto.modeling_auto"])
+_SLOW = ("torch._dynamo", "transformers.models.auto.modeling_auto")  # to import; jobs need them
+_OURS = ("cramming.evaluation.session", "cramming.evaluation.command", "cramming.session")
+_CONTEXT.set_forkserver_preload([*_OURS, *_SLOW])
 
 PRETRAINED = [
     "arch=bert_tiny", "arch.layers=2", "arch.hidden=32", "arch.heads=2", "arch.intermediate=64", "data=local",
@@ -39,6 +41,12 @@ average:
   rule: mean of 2 numbers
 """
 FAST = ["eval=small", "impl.threads=1", "impl.jobs=2", "impl.precision=float32"]
+
+
+def import_once() -> None:
+    """Let workers that are forked from this process find what they need."""
+    for module in _SLOW:
+        importlib.import_module(module)
 
 
 def make_run(folder: Path, name: str = "whole") -> None:

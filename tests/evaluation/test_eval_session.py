@@ -21,6 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run, and the rows of two tasks."""
     place = tmp_path_factory.mktemp("run")
     eval_calls.make_run(place)
+    eval_calls.import_once()
     return place
 
 
