@@ -1,22 +1,26 @@
 """Models and splits for tests of fine-tuning: every family with every kind of task."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from cramming.architectures import ArchConfig
 from cramming.architectures.configs.hf import HfConfig
 from cramming.evaluation.config import Setting
 from cramming.evaluation.encoded import Cut, Encoded
 from cramming.evaluation.finetuned import FineTuned, Start, build
+from cramming.evaluation.job import Job, Seeds
 from cramming.evaluation.tasks.task import Task
 from cramming.exchange.weights import Weights
 from tests.architectures.families import TINY, VOCABULARY, arch
 
 LENGTH = 24  # positions of the models
+SETTING = Setting(batch_size=8, epochs=1, max_length=LENGTH, lr=1e-3)
 HF_SIZES = {
     "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2,
     "max_position_embeddings": 40,
@@ -99,3 +103,18 @@ def model(family: str, asked: Task, seed: int = 0, **setting: Any) -> FineTuned:
 def unlabelled(encoded: Encoded) -> Encoded:
     """As a test set is."""
     return replace(encoded, labels=None)
+
+
+def job(asked: Task, setting: Setting = SETTING, seeds: tuple[int, int, int] = (0, 0, 0), **more: Any) -> Job:
+    """A job on a task."""
+    return Job(asked.name, setting, 0, Seeds(*seeds), "made up", **more)
+
+
+def splits(asked: Task, examples: int = 24) -> dict[str, Encoded]:
+    """What a job on it needs."""
+    return {"train": split(asked, examples), "validation": split(asked, 9, seed=1)}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether weights are the same to the last bit."""
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
