@@ -22,6 +22,7 @@ from cramming.evaluation.heldout import VALIDATION
 from cramming.pipeline import module_task
 from cramming.pipeline.config import PipelineConfig, split
 from cramming.progress import Silent, progress_for
+from cramming.text import amount
 
 ROOT = Path(__file__).resolve().parents[2]
 _SWEEP = ("-m", "--multirun")
@@ -143,14 +144,12 @@ class Stages:
         return found
 
     def _losses(self) -> str:
-        losses = []
-        for run_dir in self.run_dirs():
-            summary = json.loads((run_dir / "summary.json").read_text())
-            if summary.get("validation_loss") is not None:
-                losses.append(float(summary["validation_loss"]))
+        summaries = [json.loads((run_dir / "summary.json").read_text()) for run_dir in self.run_dirs()]
+        losses = [one["validation_loss"] for one in summaries if one.get("validation_loss") is not None]
+        said = f"held-out loss {min(losses):.3f}" if losses else "nothing held out"
         if len(losses) > 1:
-            return f"{len(losses)} runs, held-out loss {min(losses):.3f} to {max(losses):.3f}"
-        return f"held-out loss {losses[0]:.3f}" if losses else "nothing held out"
+            said = f"{len(losses)} runs, {said} to {max(losses):.3f}"
+        return f"{said}, {amount(sum(one['spent_s'] for one in summaries), summaries[0]['unit'])} of budget"
 
     def _validation(self) -> list[Stage]:
         words = split(self.config.validate)
@@ -257,13 +256,15 @@ def argv(command: Sequence[str]) -> list[str]:
 
 
 def _scores(results: dict[str, Any]) -> str:
-    """A suite's results in a few words: the average, or every task's headline."""
+    """A suite's results in a few words: the average, or every task's headline beside the majority class."""
     average = results.get("average")
     if average is not None:
-        return f"{100 * average:.1f}"
+        return f"average {100 * average:.1f}"
     parts = []
     for task, metrics in results["tasks"].items():
         metric, values = next(iter(metrics.items()))
         if values.get("mean") is not None:
-            parts.append(f"{task} {metric} {100 * values['mean']:.1f}")
+            guess = results["details"][task]["baselines"].get("majority", {}).get(metric)
+            beside = "" if guess is None else f" (majority {100 * guess:.1f})"
+            parts.append(f"{task} {metric} {100 * values['mean']:.1f}{beside}")
     return ", ".join(parts)
