@@ -106,7 +106,7 @@ def _inputs(stage: Stage, record: Record) -> str:
     """What a stage's result depends on: its command lines, but for what only changes the speed, and what it reads."""
     lines = [[word for word in line if not word.startswith("impl.")] for line in stage.commands()]
     lines = [[os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in line] for line in lines]
-    before = {label: entry.digest for label in stage.after if (entry := record.entry(label)) is not None}
+    before = {label: entry.digest for label in (*stage.after, *stage.uses) if (entry := record.entry(label))}
     return fingerprint(lines, stage.reads(), before)
 
 
@@ -122,7 +122,8 @@ def _run(stage: Stage) -> None:
                 process.wait()
                 raise
         if code:
-            raise UserError(f"`python {shlex.join(_short(line))}` ended with exit code {code}")
+            program = line[1] if line[0] == "-m" else _short(line)[0]
+            raise UserError(f"{program} ended with exit code {code}; what it said is above")
 
 
 def _dry(stages: Stages) -> None:

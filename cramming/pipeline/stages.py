@@ -37,7 +37,8 @@ class Stage:
         commands: argument lists behind ``python``; none where ``work`` is done in this process.
         work: what is done in this process.
         reads: facts beyond the command lines that its result depends on.
-        after: stages whose outputs it reads.
+        after: stages whose outputs it needs.
+        uses: stages whose outputs it reads where they are there.
         outputs: the files it leaves, asked once it is done.
         said: what came out of it, in a few words.
         needed: nothing can follow if it fails.
@@ -48,6 +49,7 @@ class Stage:
     outputs: Callable[[], list[Path]]
     said: Callable[[], str]
     after: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     work: Callable[[], None] | None = None
     reads: Callable[[], Any] = lambda: None
     needed: bool = False
@@ -212,8 +214,10 @@ class Stages:
         def commands() -> list[list[str]]:
             return [[str(ROOT / "report.py"), *map(str, self.run_dirs()), f"out={page}", *words]]
 
-        after = ("pretraining", *(f"fine-tuning {label}" for label in self.config.evaluate))
-        return [Stage("report", commands, lambda: [page], lambda: str(page), after)]
+        return [Stage("report", commands, lambda: [page], lambda: str(page), ("pretraining",), self._suites())]
+
+    def _suites(self) -> tuple[str, ...]:
+        return tuple(f"fine-tuning {label}" for label in self.config.evaluate)
 
     def _submission(self) -> list[Stage]:
         stages = []
@@ -235,7 +239,7 @@ class Stages:
         def outputs() -> list[Path]:
             return [file(run_dir) for run_dir in self.run_dirs()]
 
-        after = tuple(f"fine-tuning {suite}" for suite in self.config.evaluate)
+        after = (f"fine-tuning {label}",) if label in self.config.evaluate else self._suites()
         return Stage(f"submission {label}", commands, outputs, lambda: ", ".join(map(str, outputs()[:2])), after)
 
 

@@ -47,7 +47,15 @@ class Workshop:
             self.file(label).write_text(before + self.text[label])
 
         return Stage(
-            label, lambda: [], self._files(label), lambda: label, after, work, lambda: self.text[label], needed=needed
+            label,
+            lambda: [],
+            self._files(label),
+            lambda: label,
+            after,
+            (),
+            work,
+            lambda: self.text[label],
+            needed=needed,
         )
 
     def _files(self, label: str) -> Callable[[], list[Path]]:
@@ -89,6 +97,25 @@ def test_a_stage_that_fails_takes_only_what_needs_it_and_is_tried_again(workshop
     assert workshop.go() == [("a", "done"), ("b", "failed"), ("c", "left out")]
     workshop.broken = set()
     assert workshop.go() == [("a", "unchanged"), ("b", "done"), ("c", "done")]
+
+
+def test_what_a_stage_only_uses_may_fail(workshop: Workshop) -> None:
+    def page() -> None:
+        workshop.file("page").write_text(
+            "".join(workshop.file(one).read_text() for one in "ab" if workshop.file(one).exists())
+        )
+
+    def go() -> list[str]:
+        report = Stage(
+            "page", lambda: [], lambda: [workshop.file("page")], lambda: "", ("a",), ("b",), page, lambda: None
+        )
+        return [end.state for end in _through([*workshop.stages()[:2], report], Record(workshop.folder))]
+
+    workshop.broken = {"b"}
+    assert go() == ["done", "failed", "done"]
+    workshop.broken = set()
+    assert go() == ["unchanged", "done", "done"]
+    assert workshop.file("page").read_text() == "aab"
 
 
 def test_nothing_follows_a_needed_stage_that_failed(workshop: Workshop) -> None:
