@@ -10,6 +10,7 @@ import pytest
 
 from cramming import cli
 from cramming.architectures import BertConfig
+from cramming.evaluation.composing import asked
 from cramming.exchange import initializing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -72,6 +73,16 @@ def test_commands_of_a_page_compose(page: str) -> None:
             cli.pretraining(lambda config: None, [word for word in words if word != "--dry"] + ["--dry"])
         else:
             cli.compose(words)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
+def test_fine_tuning_of_a_page_composes(page: str) -> None:
+    text = (REPOSITORY / page).read_text().replace("\\\n", "")
+    commands = re.findall(r"^python eval\.py (.+)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        words = [word for word in shlex.split(command) if word != "-m"]
+        asked([word.replace("study_small-*", "study_small") for word in words])
 
 
 def test_options_data_md_names_exist() -> None:

@@ -149,7 +149,7 @@ def _short(line: Sequence[str]) -> list[str]:
 def _table(name: str, ended: Sequence[Ended], record: Record) -> Table:
     table = Table(title=f"pipeline {name}", title_justify="left", box=box.ROUNDED)
     for column in ("stage", "what came out"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     table.add_column("wall", justify="right")
     table.add_column("")
     total_s = 0.0
