@@ -18,6 +18,8 @@ from cramming.batch import Batch
 from cramming.model import Model
 from rst.work import Kind, Work
 
+_NEARLY_FULL = 0.875  # of a batch's cells hold tokens
+
 
 @dataclass(frozen=True)
 class Part:
@@ -229,6 +231,8 @@ class Classifier(Encoder):
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
     ) -> Layout:
+        if mask is not None and starts is None and self._pays(mask):
+            return Layout(*inputs.shape, mask=mask.bool())
         layout = super().layout(inputs, mask, lengths, starts)
         if self.head.pool_padding and layout.mask is not None:  # padding is computed, and attended to by nothing
             return Layout(layout.sequences, layout.length, mask=layout.mask)
@@ -250,7 +254,20 @@ class Classifier(Encoder):
     def states(self, inputs: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
         """Final hidden states, zero at padding unless the head pools it: (B, S), (B, S), (B, S) -> (B, S, H)."""
         layout = self.layout(inputs, mask)
-        return layout.scatter(self.encode(inputs, layout, token_types)[0])
+        states = layout.scatter(self.encode(inputs, layout, token_types)[0])
+        if layout.cells is None and layout.mask is not None and not self.head.pool_padding:  # padding was computed
+            states = states * layout.mask[..., None]
+        return states
+
+    def _pays(self, mask: Tensor) -> bool:
+        """Whether to compute padding, too: so little of it costs less than leaving it out.
+
+        Left out, products have another number of rows in nearly every batch, for each of which the library builds a
+        kernel, and sequences are attended to in several groups (benchmarks/finetuning.py).
+        """
+        if self.attend_padding or len(self._attention) < len(self.blocks):  # other ways of mixing need zeros there
+            return False
+        return int(mask.sum()) >= _NEARLY_FULL * mask.numel()
 
 
 def _weights(module: nn.Module | None) -> int:

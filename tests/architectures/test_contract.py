@@ -77,6 +77,31 @@ def test_padding_changes_nothing_and_is_zero(model: Model, make_batch: MakeBatch
     same_gradients(gradients(model, other), gradients(model, batch))
 
 
+@pytest.mark.parametrize("lengths", [[12, 11, 12, 10], [12, 3, 7, 1]], ids=["nearly full", "much padding"])
+def test_a_classifier_says_of_a_text_what_it_says_of_it_alone(name: str, lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    model = arch(name).build(VOCABULARY, 20, labels=3).eval()
+    texts = [torch.randint(5, VOCABULARY, (length,)) for length in lengths]
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
+
+    def asked(padding: int) -> Tensor:
+        ids = torch.full((4, 12), padding)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        logits: Tensor = model(ids, mask)
+        return logits
+
+    def gradients_of(logits: Tensor) -> dict[str, Tensor | None]:
+        model.zero_grad(set_to_none=True)
+        logits.square().sum().backward()
+        return {key: parameter.grad for key, parameter in model.named_parameters()}
+
+    one_by_one = torch.cat([model(text[None], torch.ones(1, len(text), dtype=torch.bool)) for text in texts])
+    for padding in (0, 7):
+        close(asked(padding), one_by_one)
+    same_gradients(gradients_of(asked(7)), gradients_of(one_by_one))
+
+
 def test_empty_slots_are_finite_and_weigh_nothing(model: Model, make_batch: MakeBatch) -> None:
     batch = make_batch(lengths=LENGTHS)
     empty = batch.weights == 0
