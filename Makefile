@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU_FALLBACK := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-full check pipeline lint lock
+.PHONY: help demo test test-full check pipeline bench lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,9 @@ check: $(STAMP)  ## a clone checks itself: structure, configs, and two tiny mode
 EXPERIMENT := demo_pipeline
 pipeline: $(STAMP)  ## install and run a pipeline: make pipeline EXPERIMENT=demo_pipeline
 	@$(BIN)/python pipeline.py experiment=$(EXPERIMENT)
+
+bench: $(STAMP)  ## training steps: share of the limit, and speed beside transformers; close what else runs
+	@$(BIN)/python benchmarks/bench.py
 
 lint: $(STAMP)  ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .

@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.reporting import asked, keep, spread
+from benchmarks.reporting import asked, circumstances, keep, spread
 from cramming import optim
 from cramming.architectures import from_reference
 from cramming.batch import Batch
@@ -31,7 +31,6 @@ from cramming.cli import run_command
 from cramming.engine import Engine
 from cramming.errors import UserError
 from cramming.method import Method
-from cramming.recording.environment import environment, git_revision
 from rst.clock import Clock
 from rst.costs import StepsCost
 
@@ -258,10 +257,7 @@ def measure(options: Options) -> dict[str, Any]:
         "losses_after_last_step": {"ours": alternate.our_loss, "theirs": their_loss},
         "fast_paths": alternate.ours.fast_paths,
         "options": asdict(options),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "revision": git_revision(),
-        "environment": environment("cpu"),
+        **circumstances(),
     }
 
 

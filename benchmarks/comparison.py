@@ -1,4 +1,4 @@
-"""Every family at every length against transformers: the command line, the rows, the table and the file they share."""
+"""Every family at every length against transformers: the command line, the rows and the file they share."""
 
 import os
 import time
@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.architectures import FAMILIES, LENGTHS, PUBLISHED_BATCHES, SIZES, Case, Size
 from benchmarks.grid import (
-    BROKE,
     FEWEST_PAIRS,
-    REFUSED,
     Bounds,
     Builders,
     Context,
@@ -29,17 +26,15 @@ from benchmarks.grid import (
     measured,
     median_s,
 )
-from benchmarks.reporting import keep
+from benchmarks.presentation import OURS, broke, line, page
+from benchmarks.reporting import circumstances, keep
 from cramming import resolve
 from cramming.engine import DTYPES
 from cramming.errors import UserError
 from cramming.peak import peak_flops_per_s
-from cramming.recording.environment import environment, git_revision
 from cramming.suggest import nearest
 from cramming.text import duration
 
-OURS = "ours"
-LOSSES_AGREE_WITHIN = 0.05  # nats, after a few steps from the same weights; both round to bfloat16
 _MEMORY_SHARE = 0.8  # of what is available, for one cell
 
 
@@ -171,7 +166,7 @@ def run(options: Options, mode: Mode) -> dict[str, Any]:
         rows.append(_row(options, mode, case))
         left_s = remaining.done(length, time.perf_counter() - began)
         left = f", about {duration(left_s)} left" if number < len(cells) else ""
-        print(f"{mode.name} {_line(rows[-1])} [{number} of {len(cells)}{left}]", flush=True)
+        print(f"{mode.name} {line(rows[-1])} [{number} of {len(cells)}{left}]", flush=True)
     where, peak = options.where(), None
     if options.mfu:  # after the cells: their processes are forked from one that has never computed
         peak = peak_flops_per_s(where, options.passes_in())
@@ -185,46 +180,15 @@ def run(options: Options, mode: Mode) -> dict[str, Any]:
         "calls": mode.calls,
         "precision": options.passes_in(),
         "peak_flops_per_s": peak,
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "revision": git_revision(),
-        "environment": environment(torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"),
+        **circumstances(where),
     }
-    Console(width=None if os.isatty(1) else 160).print(table(result))
-    keep(result, options.out)
-    broken = [f"{row['arch']} at {row['length']}" for row in rows if any(map(_broke, row["unfit"].values()))]
+    shown = page(result)
+    Console(width=None if os.isatty(1) else 160).print(shown.rich())
+    keep(result, options.out, shown.markdown())
+    broken = [f"{row['arch']} at {row['length']}" for row in rows if any(map(broke, row["unfit"].values()))]
     if broken:
         raise UserError(f"broken, see the tracebacks above: {', '.join(broken)}")
     return result
-
-
-def table(result: dict[str, Any]) -> Table:
-    """All rows, as people read them: speeds as multiples of ours would hide which side moved, so both are there."""
-    rows = result["rows"]
-    every = (side for row in rows for side in (*row["tokens_per_s"], *row["unfit"]))
-    sides = [side for side in dict.fromkeys(every) if side != OURS]
-    shown = Table(title=f"{result['mode']}: seconds of theirs over ours, median (quartiles)")
-    for name in ("arch", "against", "tokens", "sequences", "our tokens/s", "our MB"):
-        shown.add_column(name, justify="left" if name in ("arch", "against") else "right")
-    if result["peak_flops_per_s"]:
-        shown.add_column("our MFU", justify="right")
-    for side in sides:
-        shown.add_column(side, justify="right")
-        shown.add_column("MB", justify="right")
-    for row in rows:
-        cells = [row["arch"], row["against"], str(row["length"]), str(row["sequences"])]
-        cells += [_speed(row, OURS), _whole(row["peak_mb"].get(OURS))]
-        if result["peak_flops_per_s"]:
-            cells.append(f"{row['our_mfu']:.0%}" if "our_mfu" in row else "")
-        for side in sides:
-            cells += [_ratio(row, side), _whole(row["peak_mb"].get(side))]
-        shown.add_row(*cells)
-    notes = ["! the machine was busy: measure these again"] if any(map(_is_busy, rows)) else []
-    for row in rows:
-        notes += [f"{row['arch']} at {row['length']}: {note}" for note in _notes(row)]
-    shown.caption = "\n".join(notes) or None
-    shown.caption_justify = "left"
-    return shown
 
 
 def _row(options: Options, mode: Mode, case: Case) -> dict[str, Any]:
@@ -255,61 +219,3 @@ def _row(options: Options, mode: Mode, case: Case) -> dict[str, Any]:
         "refused": refused,
         "unfit": found.unfit,
     }
-
-
-def _line(row: dict[str, Any]) -> str:
-    """A row in a line."""
-    parts = [row["refused"]] if row["refused"] else []
-    parts += [f"ours {_speed(row, OURS)} tokens/s"] if OURS in row["tokens_per_s"] else []
-    parts += [f"{side} {_ratio(row, side)}" for side in row["tokens_per_s"] if side != OURS]
-    parts += [
-        f"{side} {why if _verdict(why) in why else f'does not fit ({why})'}" for side, why in row["unfit"].items()
-    ]
-    return f"{row['arch']} {row['sequences']} x {row['length']}: {', '.join(parts)}"
-
-
-def _speed(row: dict[str, Any], side: str) -> str:
-    if side in row["unfit"]:
-        return _verdict(row["unfit"][side])
-    return f"{row['tokens_per_s'][side]:,.0f}" if side in row["tokens_per_s"] else ""
-
-
-def _ratio(row: dict[str, Any], side: str) -> str:
-    if side not in row["ratios"]:
-        speed = _speed(row, side)
-        return f"{speed} tokens/s" if side in row["tokens_per_s"] else speed
-    ratio = row["ratios"][side]
-    low, high = ratio["wall"]["quartiles"]
-    return f"{ratio['wall']['median']:.2f} ({low:.2f}-{high:.2f}){'!' if ratio['busy'] else ''}"
-
-
-def _whole(value: float | None) -> str:
-    return f"{value:,.0f}" if value else ""
-
-
-def _losses_differ(row: dict[str, Any]) -> bool:
-    """Whether the same model with float32 weights, after the same steps, ended further apart than rounding leads."""
-    ours, theirs = (row["losses"].get(side) for side in (OURS, "autocast"))
-    return row["same_model"] and None not in (ours, theirs) and abs(ours - theirs) > LOSSES_AGREE_WITHIN
-
-
-def _is_busy(row: dict[str, Any]) -> bool:
-    return any(ratio["busy"] for ratio in row["ratios"].values())
-
-
-def _notes(row: dict[str, Any]) -> list[str]:
-    """What is to be said about a row, sides with the same reason together."""
-    sides: dict[str, list[str]] = {}
-    for side, why in row["unfit"].items():
-        sides.setdefault(why, []).append(side)
-    notes = [f"{', '.join(names)}: {why}" for why, names in sides.items()]
-    notes += [row["refused"]] if row["refused"] else []
-    return notes + (["the losses after the last step differ"] if _losses_differ(row) else [])
-
-
-def _verdict(why: str) -> str:
-    return next((word for word in (BROKE, REFUSED) if why.startswith(word)), "does not fit")
-
-
-def _broke(why: str) -> bool:
-    return why.startswith(BROKE)

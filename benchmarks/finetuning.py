@@ -35,13 +35,12 @@ from torch.utils.data import Dataset
 
 from benchmarks.against_transformers import Seconds, now
 from benchmarks.finetuning_case import BETAS, EPS, SEED, WEIGHT_DECAY, Case, Options, case_of
-from benchmarks.reporting import asked, keep, spread
+from benchmarks.reporting import asked, circumstances, keep, spread
 from cramming.cli import run_command
 from cramming.errors import UserError
 from cramming.evaluation import batches, finetune, optimizing, saved
 from cramming.evaluation.encoded import Encoded
 from cramming.evaluation.updating import Updater
-from cramming.recording.environment import environment, git_revision
 
 LOGITS_AGREE_WITHIN = 1e-4  # in float32, of the largest
 # Nats, means of all steps, where each side draws its own dropout; and where there is none.
@@ -225,10 +224,7 @@ def measure(options: Options) -> dict[str, Any]:
         "options": {key: value for key, value in asdict(options).items() if key not in ("data_dir", "out")},
         "vocab_size": case.tokenizer.vocab_size,
         "generated_rows": options.data_dir == "generated",
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "revision": git_revision(),
-        "environment": environment("cpu"),
+        **circumstances(),
     }
 
 

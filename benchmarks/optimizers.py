@@ -28,13 +28,12 @@ from rich.table import Table
 
 from benchmarks.architectures import SIZES, Case
 from benchmarks.grid import BROKE, FEWEST_PAIRS, Bounds, Builders, Measured, available_mb, busy, compared, measured
-from benchmarks.reporting import asked, keep, spread
+from benchmarks.reporting import asked, circumstances, keep, spread
 from cramming import optim, registry, resolve
 from cramming.cli import run_command
 from cramming.engine import DTYPES, Engine
 from cramming.errors import UserError
 from cramming.model import Model
-from cramming.recording.environment import environment, git_revision
 from cramming.suggest import nearest
 from rst.clock import Clock
 from rst.costs import StepsCost
@@ -202,10 +201,7 @@ def run(options: Options) -> dict[str, Any]:
         "rows": rows,
         "options": asdict(options),
         "precision": options.passes_in(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "revision": git_revision(),
-        "environment": environment(torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"),
+        **circumstances(where),
     }
     Console(width=None if os.isatty(1) else 120).print(table(result))
     keep(result, options.out)

@@ -1,13 +1,15 @@
-"""Training steps of every family against transformers' implementation of the same model, in pairs.
+"""Training steps of every family against their own limit, and against transformers' implementation, in pairs.
 
     python benchmarks/step.py
     python benchmarks/step.py archs=[bert,modern] lengths=[128,2048] pairs=12
     python benchmarks/step.py size=base lengths=[512,8192] tokens=32768 out=step.json
 
-A block is one optimizer step on the same batch. Ours is the engine as runs use it. Theirs is the usual step of a
-training with transformers: labels of -100 where nothing is predicted, clipping, fused AdamW, and ``autocast`` over
-float32 weights, which is what their Trainer does, or ``low``, weights of low precision throughout. "Does not fit" is a
-result: see README.md for the protocol.
+A block is one optimizer step on the same batch. Ours is the engine as runs use it. ``limit`` is a replay of our step's
+matrix products and Fourier transforms and nothing else, so that its ratio is the share of the limit that we reach.
+Theirs is the usual step of a training with transformers: labels of -100 where nothing is predicted, clipping, fused
+AdamW, and ``autocast`` over float32 weights, which is what their Trainer does, or ``low``, weights of low precision
+throughout. ``scoring`` is what a method asks for that judges sequences before it trains on them: the losses of the same
+batch. "Does not fit" is a result: see README.md for the protocol.
 """
 
 import sys
@@ -25,6 +27,7 @@ from torch import Tensor
 from benchmarks.architectures import Case, dense_labels
 from benchmarks.comparison import Mode, Options, run
 from benchmarks.grid import Builders, Side
+from benchmarks.replay import Replay, recorded
 from benchmarks.reporting import asked
 from cramming import optim
 from cramming.cli import run_command
@@ -85,6 +88,16 @@ class Ours:
         self.engine.step(1.0)
 
 
+class Scoring(Ours):
+    """Every sequence's loss, as methods that select sequences ask for it."""
+
+    loss: float | None = None  # type: ignore[assignment]
+
+    def block(self) -> None:
+        """The batch once."""
+        self.engine.losses(self.batch, "selection")
+
+
 class Theirs:
     """The usual step of a training with transformers."""
 
@@ -124,15 +137,26 @@ class Theirs:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def limit(case: Case, options: StepOptions) -> Replay:
+    """What our step multiplies."""
+    device = options.where()
+    model = case.our_model().to(device, DTYPES[options.passes_in()])
+    return Replay(recorded(model, case.batch().to(device), options.microbatch(case, theirs=False)), device)
+
+
 def sides(options: StepOptions, case: Case) -> Builders:
-    """Ours, and theirs in both ways."""
+    """Ours, its limit, a scoring pass, and theirs in both ways."""
     theirs: dict[str, Callable[[], Side]] = {
         "autocast": partial(Theirs, case, options, low=False),
         "low": partial(Theirs, case, options, low=True),
     }
     if options.passes_in() == "float32":
         theirs = {"float32": theirs["autocast"]}
-    return options.with_beside(case, partial(Ours, options=options), theirs)
+    own: dict[str, Callable[[], Side]] = {
+        "limit": partial(limit, case, options),
+        "scoring": partial(Scoring, case, options),
+    }
+    return options.with_beside(case, partial(Ours, options=options), {**own, **theirs})
 
 
 def main() -> None:

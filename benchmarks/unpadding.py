@@ -10,7 +10,6 @@ README.md has the protocol.
 """
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.reporting import asked, keep, spread
+from benchmarks.reporting import asked, circumstances, keep, spread
 from cramming import optim
 from cramming.architectures.configs.mosaic import MosaicConfig
 from cramming.architectures.layers.unpadding import Layout
@@ -34,7 +33,6 @@ from cramming.data.tokenizer import Tokenizer
 from cramming.engine import Engine
 from cramming.errors import UserError
 from cramming.method import Method
-from cramming.recording.environment import environment, git_revision
 from rst.clock import Clock
 from rst.costs import StepsCost
 
@@ -191,10 +189,7 @@ def measure(options: Options) -> dict[str, Any]:
         "tokens_share": sum(filled) / len(filled),
         "mean_tokens": {name: float(found.float().mean()) for name, found in lengths.items()},
         "options": {key: value for key, value in asdict(options).items() if key not in ("glue", "vocabulary", "out")},
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "revision": git_revision(),
-        "environment": environment(options.device),
+        **circumstances(torch.device(options.device)),
     }
 
 

@@ -15,6 +15,8 @@ import torch
 from benchmarks import forward, grid, step
 from benchmarks.architectures import FAMILIES, IN_TRANSFORMERS, SIZES, Case, dense_labels
 from benchmarks.comparison import Mode, run
+from benchmarks.presentation import page
+from benchmarks.replay import Operand, Replay, recorded
 from cramming.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -122,9 +124,39 @@ def test_a_step_of_every_family(family: str) -> None:
     assert (row["refused"], row["unfit"]) == ("", {})
     assert row["same_model"] == (family in IN_TRANSFORMERS)
     assert row["our_flops_per_s"] > 0
+    assert row["tokens_per_s"]["limit"] > 0
+    assert row["tokens_per_s"]["scoring"] > 0
     ours, theirs = row["losses"]["ours"], row["losses"]["float32"]
     # After the same steps on the same batch from the same weights; another model need only have learned.
     assert math.isclose(ours, theirs, rel_tol=1e-3) if row["same_model"] else ours < math.log(512) + 0.5
+
+
+@pytest.mark.parametrize("microbatch_tokens", [0, 16])
+@pytest.mark.parametrize("family", ["bert", "crammed", "mosaic", "modern", "neobert"])
+def test_the_limit_is_what_a_step_multiplies(family: str, microbatch_tokens: int) -> None:
+    options = step.StepOptions(precision="float32", microbatch_tokens=microbatch_tokens, **TINY)
+    case = Case(family, 16, 2, SIZES["tiny"], 0.15)
+    limit = step.limit(case, options)
+    assert limit.flops == step.Ours(case, options).flops
+    limit.block()
+
+
+def test_the_limit_of_long_convolutions_has_their_transforms() -> None:
+    model = Case("m2", 16, 2, SIZES["tiny"], 0.15).our_model()
+    calls = recorded(model, Case("m2", 16, 2, SIZES["tiny"], 0.15).batch(), 2)
+    transforms = [call for call in calls if call.transform is not None]
+    # Of each layer's two filters and their input, and the way back, in both directions; how many, the form decides.
+    assert len(transforms) >= 4 * model.layers
+    assert sum(call.operations for call in calls) > 0
+    Replay(calls, CPU).block()
+
+
+def test_operands_are_laid_out_as_they_were() -> None:
+    made = torch.randn(5, 7).mT[1:, ::2]
+    operand = Operand.of(made)
+    again = operand.tensor(CPU)
+    assert (again.shape, again.stride(), again.dtype) == (made.shape, made.stride(), made.dtype)
+    assert Operand.of(torch.randn(3, dtype=torch.complex64)).tensor(CPU).dtype == torch.complex64
 
 
 @pytest.mark.parametrize("mode", [forward.INFER, forward.TRAIN, forward.PUBLISHED])
@@ -160,6 +192,8 @@ def test_sides_are_chosen_by_name() -> None:
     options = step.StepOptions(beside="bert", baselines=["float32"], precision="float32", **TINY)
     assert list(step.sides(options, case)) == ["ours", "our bert", "float32"]
     assert list(step.sides(options, Case("bert", 16, 2, SIZES["tiny"], 0.15))) == ["ours", "float32"]
+    options.baselines = []
+    assert list(step.sides(options, case)) == ["ours", "our bert", "limit", "scoring", "float32"]
     options.baselines = ["float"]
     with pytest.raises(UserError, match="baselines=float "):
         step.sides(options, case)
@@ -187,6 +221,37 @@ def test_in_processes_of_their_own(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     short, long = json.loads(out.read_text())["rows"]
-    assert set(short["ratios"]) == {"float32"}
-    assert long["unfit"] == {"ours": "out of memory", "float32": "out of memory"}
+    assert set(short["ratios"]) == {"limit", "scoring", "float32"}
+    assert long["unfit"] == dict.fromkeys(("ours", "limit", "scoring", "float32"), "out of memory")
     assert "does not fit" in ended.stdout
+
+
+def test_the_whole_table_as_it_is_typed(tmp_path: Path) -> None:
+    out = tmp_path / "folder" / "bench.json"
+    words = ["quick=true", "models=[bert_small,m2_base]", "pairs=3", "threads=1", "device=cpu", f"out={out}"]
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/bench.py", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    models = json.loads(out.read_text())["models"]
+    assert set(models["bert_small"]["rows"][0]["ratios"]) >= {"limit", "scoring"}
+    assert set(models["m2_base"]["rows"][0]["ratios"]) == {"limit", "scoring"}
+    shown = out.with_suffix(".md").read_text()
+    assert shown in ended.stdout
+    assert "| m2_base |" in shown
+
+
+def test_a_contended_ratio_is_no_number() -> None:
+    measured = {"median": 2.0, "quartiles": [1.9, 2.1]}
+    row: dict[str, Any] = {"arch": "bert", "against": "bert", "length": 128, "sequences": 2, "refused": "", "unfit": {}}
+    row |= {"tokens_per_s": {"ours": 2.0, "low": 1.0}, "peak_mb": {}, "same_model": True, "losses": {}}
+    for busy, cell in {False: "2.00 (1.90-2.10)", True: "contended"}.items():
+        row["ratios"] = {"low": {"wall": measured, "busy": busy}}
+        shown = page({"mode": "step", "peak_flops_per_s": None, "rows": [row]})
+        assert cell in shown.rows[0]
+        assert ("busy" in " ".join(shown.notes)) == busy
