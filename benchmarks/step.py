@@ -27,12 +27,12 @@ from torch import Tensor
 from benchmarks.architectures import Case, dense_labels
 from benchmarks.comparison import Mode, Options, run
 from benchmarks.grid import Builders, Side
-from benchmarks.replay import Replay, recorded
 from benchmarks.reporting import asked
 from cramming import optim
 from cramming.cli import run_command
 from cramming.engine import DTYPES, Engine
 from cramming.method import Method
+from cramming.profiling.replay import Replay, recorded
 from rst.clock import Clock
 from rst.costs import StepsCost
 
@@ -137,11 +137,17 @@ class Theirs:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def limit(case: Case, options: StepOptions) -> Replay:
+class Limit(Replay):
+    """A replay as a side of a comparison."""
+
+    loss: float | None = None
+
+
+def limit(case: Case, options: StepOptions) -> Limit:
     """What our step multiplies."""
     device = options.where()
     model = case.our_model().to(device, DTYPES[options.passes_in()])
-    return Replay(recorded(model, case.batch().to(device), options.microbatch(case, theirs=False)), device)
+    return Limit(recorded(model, case.batch().to(device), options.microbatch(case, theirs=False)), device)
 
 
 def sides(options: StepOptions, case: Case) -> Builders:

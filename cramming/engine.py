@@ -18,6 +18,7 @@ from cramming.method import Forward
 from cramming.model import Model
 from cramming.out_of_memory import is_out_of_memory, largest_halving
 from cramming.precision import DTYPES, FIRST_SCALE, SCALE_GROWS_EVERY, WorkingCopy
+from cramming.profiling.phases import OPTIMIZER, UNWATCHED, Phases
 from rst.clock import Clock
 from rst.work import Kind, Work
 
@@ -66,6 +67,7 @@ class Engine:
         self._loss = torch.zeros((), device=next(model.parameters()).device)
         self._scale = FIRST_SCALE if precision == "float16" else 1.0
         self._good_steps = 0
+        self.phases: Phases = UNWATCHED
         self._copy = WorkingCopy(model, precision)
         self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
@@ -91,14 +93,16 @@ class Engine:
             UserError: out of memory; the message names a microbatch size that fits.
         """
         try:
-            loss = objective(self._forward(account, "forward_backward"), batch)
-            (loss * self._scale).backward()  # type: ignore[no-untyped-call]
+            with self.phases.forward(account, batch, gradients=True):
+                loss = objective(self._forward(account, "forward_backward"), batch)
+            with self.phases.backward(account):
+                (loss * self._scale).backward()  # type: ignore[no-untyped-call]
+                self._copy.collect()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             size = len(batch)
         else:
-            self._copy.collect()
             if account == "train":  # a second pass, or an estimate between steps, is not the loss that is trained on
                 self._loss += loss.detach()
             return loss.detach()
@@ -136,7 +140,7 @@ class Engine:
         pairs = [(p, p if wide else computed) for p, computed in self._pairs if computed.requires_grad]
         forward = self._forward(account, "forward_backward", passes=_PASSES_OF_A_HESSIAN_PRODUCT, wide=wide)
         try:
-            with differentiating_twice():
+            with self.phases(account), differentiating_twice():
                 loss = objective(forward, batch)
                 directions = [vectors[parameter].to(computed.dtype) for parameter, computed in pairs]
                 products = hessian_product(loss, [computed for _, computed in pairs], directions)
@@ -153,7 +157,7 @@ class Engine:
     def losses(self, batch: Batch, account: str) -> Tensor:
         """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged."""
         forward = self._forward(account, "forward")
-        with self._without_dropout():
+        with self._without_dropout(), self.phases.forward(account, batch, gradients=False):
             parts = [(forward(part) * part.weights).sum(1) for part in batch.split(self.microbatch_size)]
         return torch.cat(parts) / batch.weights.sum(1).clamp(min=1)
 
@@ -166,7 +170,7 @@ class Engine:
             account: what pays.
             of: the model asked: the one that is trained, or one that ``add_model`` added.
         """
-        with self._without_dropout():
+        with self._without_dropout(), self.phases(account):
             forward = self._forward(account, "forward", of)
             return torch.cat([forward(part, logits=True) for part in batch.split(self.microbatch_size)])
 
@@ -348,7 +352,8 @@ class Engine:
         """Bring the low-precision copy up to date: which layers it runs, and its weights."""
         if not self._copy.is_model:
             self._compute.active_layers, self._compute.layer_scales = self.model.active_layers, self.model.layer_scales
-            self._copy.refresh()
+            with self.phases(OPTIMIZER):
+                self._copy.refresh()
 
     def _count(self, finite: bool) -> None:
         overflow = not finite and self.precision == "float16" and self._scale > 1.0

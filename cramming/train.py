@@ -17,6 +17,7 @@ from cramming.engine import Engine
 from cramming.hashing import generator
 from cramming.method import Method
 from cramming.model import Model
+from cramming.profiling.phases import DATA, OPTIMIZER
 from rst.clock import Clock
 
 
@@ -43,11 +44,17 @@ class Run:
         """The sequences of the next step; how many and how long they are is decided by the progress at its start."""
         progress = self.clock.progress
         self.stream.begin_step(progress)
-        return self.method.next_batch(self, self.draw, self.batch_size(progress))
+        with self.engine.phases(DATA):
+            return self.method.next_batch(self, self.draw, self.batch_size(progress))
 
     def microbatches(self, group: Batch) -> Iterator[Batch]:
         """Parts of a draw group to pass through the model; of short sequences as many more as fit the same tokens."""
         return group.split(self.engine.microbatch_size * (self.stream.store.seq_length // group.length))
+
+    def take_step(self, factor: float) -> int:
+        """The optimizer's step with the gradients gathered; what the last of the methods is handed."""
+        with self.engine.phases(OPTIMIZER):
+            return self.engine.step(factor)
 
     def generator(self, *parts: int | str) -> torch.Generator:
         """A generator for one random draw, a pure function of the run's seed and what it is for.
@@ -96,7 +103,7 @@ def train(run: Run, observe: Callable[[Run], None]) -> None:
             with run.method.thinned(run, group):
                 for microbatch in run.microbatches(group):
                     run.engine.backward(microbatch, run.method.objective)
-        run.step += run.method.update(run, batch, factor, run.engine.step)
+        run.step += run.method.update(run, batch, factor, run.take_step)
         run.method.after_step(run)
         observe(run)
 

@@ -16,8 +16,8 @@ from benchmarks import forward, grid, step
 from benchmarks.architectures import FAMILIES, IN_TRANSFORMERS, SIZES, Case, dense_labels
 from benchmarks.comparison import Mode, run
 from benchmarks.presentation import page
-from benchmarks.replay import Operand, Replay, recorded
 from cramming.errors import UserError
+from cramming.profiling.replay import Operand, Replay, recorded
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

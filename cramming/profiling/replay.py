@@ -88,30 +88,34 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def recorded(model: nn.Module, batch: Batch, microbatch_size: int) -> list[Call]:
-    """What one training step of ``model`` multiplies, attention written out whatever form the step has.
+def recorded(model: nn.Module, batch: Batch, microbatch_size: int, gradients: bool = True) -> list[Call]:
+    """What the passes of one training step of ``model`` multiply, attention written out whatever form the step has.
 
     Args:
         model: in the precision of the passes; ``Model`` of this package. It is left with gradients.
         batch: on the model's device.
         microbatch_size: sequences of a pass.
+        gradients: with the way back of each pass.
     """
     model.attention = "math"  # type: ignore[assignment]
-    with Recorder() as recorder:
+    with Recorder() as recorder, torch.set_grad_enabled(gradients):
         for part in batch.split(microbatch_size):
-            ((model(part) * part.weights).sum() / part.normalizer).backward()
+            loss = (model(part) * part.weights).sum() / part.normalizer
+            if loss.requires_grad:
+                loss.backward()
     return recorder.calls
 
 
 class Replay:
-    """The calls of a step as a side of a comparison.
+    """The calls of a step, to be done again.
 
     Args:
         calls: in their order.
         device: where.
-    """
 
-    loss: float | None = None
+    Attributes:
+        flops: floating-point operations of them all.
+    """
 
     def __init__(self, calls: Sequence[Call], device: torch.device) -> None:
         # Operands of one kind share their memory, as those of neighbouring layers share what an allocator gives out.
