@@ -30,6 +30,7 @@ from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model
 from cramming.out_of_memory import is_out_of_memory
+from cramming.precision import DTYPES
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.schedule import Ramp
@@ -59,8 +60,15 @@ class Parts:
         return model.train(self.config.arch.drops_out).to(self.device)  # type: ignore[no-any-return]
 
     def engine(self, model: Model, clock: Clock, resolved: Resolved) -> Engine:
-        """The model's engine, with an optimizer over its parameter groups."""
+        """The model's engine, with an optimizer over its parameter groups.
+
+        Raises:
+            UserError: a form of attention that the model cannot have here.
+        """
         train = self.config.train
+        if resolved.attention != "auto":
+            _check_attention(model, resolved)
+            model.attention = resolved.attention
         return Engine(
             model,
             for_model(train.optim, model),
@@ -76,6 +84,21 @@ class Parts:
         """An engine that pays nothing, for passes that are no part of a run: on a model of its own, or on this one."""
         own = self.model() if model is None else model.to(self.device)
         return self.engine(own, Clock({"main": StepsCost()}, sys.float_info.max), resolved)
+
+    def check_attention(self, resolved: Resolved) -> None:
+        """Refuse a form of attention before there is a model.
+
+        Raises:
+            UserError: this architecture, device, precision or torch has none.
+        """
+        if resolved.attention == "auto":
+            return
+        arch = self.config.arch
+        if getattr(arch, "pretrained", False):  # weights have no say in it
+            arch = replace(arch, pretrained=False)
+        with torch.device("meta"):
+            outline = arch.build(self.vocab_size, self.seq_length)
+        _check_attention(outline, resolved)
 
     def stream(self, store: TokenStore, mask_rate: Callable[[], float]) -> Stream:
         """The run's stream of masked sequences.
@@ -132,6 +155,13 @@ class Parts:
         zeros, weights = torch.zeros(sequences, dtype=torch.int64), torch.ones(positions.shape)
         batch = Batch(zeros, zeros, inputs, positions, inputs.gather(1, positions), weights, None, weights.sum())
         return batch.to(self.device)
+
+
+def _check_attention(model: Model, resolved: Resolved) -> None:
+    where, dtype = torch.device(resolved.device), DTYPES[resolved.precision]
+    missing = model.attention_lacks(resolved.attention, where, dtype)
+    if missing is not None:
+        raise UserError(f"impl.attention={resolved.attention}: {missing}; use impl.attention=auto")
 
 
 def split_of(store: TokenStore, config: PretrainConfig) -> Split:

@@ -29,6 +29,15 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 _UNITS_H = {"": 1.0, "h": 1.0, "m": 1 / 60, "min": 1 / 60, "s": 1 / 3600, "d": 24.0}
 INIT_HEADS = ("mlm", "fresh")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+ATTENTION = (
+    "auto",
+    "math",
+    "blocks",
+    "sdpa",
+    "flex",
+    "varlen",
+    "flash_attn",
+)  # architectures/layers/attention_forms.py
 # Nodes whose dataclass is chosen by their ``kind``: path in the tree -> registry group.
 CHOSEN = {
     "arch": "arch",
@@ -75,6 +84,7 @@ class ImplConfig:
     microbatch_size: Any = "auto"  # sequences per forward and backward pass
     precision: str = "auto"
     compile: Any = "auto"
+    attention: str = "auto"  # how attention is computed: math, blocks, sdpa, flex, varlen, flash_attn
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"
     log_every_steps: int = 10
@@ -269,6 +279,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError("train.early_stop needs both after_h and above_loss, or neither")
     if impl.precision not in PRECISIONS:
         raise UserError(f"impl.precision={impl.precision} is unknown; there are: {', '.join(PRECISIONS)}")
+    if impl.attention not in ATTENTION:
+        raise UserError(f"impl.attention={impl.attention} is unknown; there are: {', '.join(ATTENTION)}")
     if impl.compile not in ("auto", True, False):
         raise UserError(f"impl.compile={impl.compile} must be auto, true or false")
     for key in ("log_every_steps", "keep_checkpoints", "validate_sequences"):

@@ -5,6 +5,7 @@ Shape legend: B sequences, S positions, P prediction slots, H hidden, L layers, 
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from cramming.batch import Batch
@@ -30,6 +31,7 @@ class Model(nn.Module):
         max_positions: the longest sequence it takes, in tokens.
         gradient_checkpointing: keep a layer's input only and compute the layer again in backward: less memory, more
             time, the same gradients (https://arxiv.org/abs/1604.06174).
+        attention: how attention is computed (``cramming.config.ATTENTION``), where that can be chosen.
         drops_tokens: whether some layers can run on part of a sequence's tokens only (``batch.kept``).
     """
 
@@ -40,6 +42,7 @@ class Model(nn.Module):
     vocab_size: int
     max_positions: int
     gradient_checkpointing: bool = False
+    attention: str = "auto"
     drops_tokens: bool = False
 
     @property
@@ -81,6 +84,16 @@ class Model(nn.Module):
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """Which implementation was chosen for what, for the run's summary; sequences have ``length`` tokens at most."""
         raise NotImplementedError
+
+    def attention_lacks(self, form: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why attention cannot be computed in a form, on a device in a precision; None if it can, as ``auto`` always.
+
+        Args:
+            form: of ``cramming.config.ATTENTION``.
+            device: where.
+            dtype: of the passes.
+        """
+        return None if form == "auto" else f"{type(self).__name__} computes it in its own way"
 
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
         """Learning rates and weight decay that parameters have of their own, whatever the optimizer's are.

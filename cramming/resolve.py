@@ -38,6 +38,7 @@ class Resolved:
     threads: int
     compile: bool
     microbatch_size: int | None  # None: not yet found
+    attention: str = "auto"  # decided anew for every batch, by its length and padding
 
 
 def device() -> torch.device:
@@ -59,6 +60,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         threads=known.threads if impl.threads == "auto" else impl.threads,
         compile=known.compile if impl.compile == "auto" else impl.compile,
         microbatch_size=known.microbatch_size if impl.microbatch_size == "auto" else impl.microbatch_size,
+        attention=known.attention if impl.attention == "auto" else impl.attention,
     )
     missing = lacking(asked.precision, where)
     if missing:

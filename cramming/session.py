@@ -5,13 +5,10 @@
 
 import json
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from cramming.errors import UserError
 from cramming.evaluation.probes import during as probes
 from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
+from cramming.interruption import Interrupted, Signals, noted
 from cramming.peak import peak_flops_per_s
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
@@ -45,10 +43,6 @@ class Ended(Exception):  # noqa: N818 (the end of a run is no error)
     """The run ends before its budget is spent; the reason is for the summary."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop; everything is saved. ``args[0]`` is the exit code."""
-
-
 def pretrain(config: PretrainConfig) -> None:
     """Train a run, or go on with it, or say that it is finished.
 
@@ -59,6 +53,7 @@ def pretrain(config: PretrainConfig) -> None:
     config.name = config.name or "default"
     run_dir = Path(config.base_dir) / config.name
     resolved = resolve.resolve(config.impl, None)  # refuse an impossible precision before any work
+    Parts(config, config.arch.vocab_size, torch.device(resolved.device)).check_attention(resolved)
     torch.set_num_threads(resolved.threads)
     check_accounts(config.free, build_method(config.method, config.train.optim))
     refuse_imported(run_dir)
@@ -114,7 +109,7 @@ class Session:
         self._step_began_s = time.monotonic()
         self._spent_s, self._step = run.clock.spent_s, run.step
         self._counted = self._trained_sequences()
-        self._signal: int | None = None
+        self._signals = Signals()
 
     def run_to_the_end(self) -> None:
         """Train what is left, then validate, save, summarise and draw."""
@@ -139,7 +134,7 @@ class Session:
             self._display = stack.enter_context(build_display(header))
             self._trackers = trackers
             self._pace = Pace(run.clock.progress)
-            stack.enter_context(self._signals())
+            self._signals = stack.enter_context(noted())
             if self.initial and not checkpoint.checkpoints(self.run_dir / "checkpoints"):
                 self.save([])  # from here on the run needs the checkpoint it began with no more
             self._step_begins()
@@ -181,10 +176,10 @@ class Session:
             every = self.impl.save_every_steps
             if marks or (every and run.step % every == 0) or self._crossed(self.impl.save_every_h, before):
                 self.save(marks)
-        if self._signal is not None:
+        if self._signals.number is not None:
             self.save([])
             print(f"saved at step {run.step}; the same command again goes on from there")
-            raise Interrupted(128 + self._signal)
+            raise Interrupted(128 + self._signals.number)
         self._stop_if_hopeless()
         self._step_begins()
 
@@ -352,23 +347,6 @@ class Session:
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name() if self.run.engine.device.type == "cuda" else "cpu"
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the step that is under way; a second Ctrl-C ends it at once."""
-
-        def asked(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._signal = number
-            _log.info("%s: finishing the step, then saving", signal.Signals(number).name)
-
-        before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def about(run: Run) -> dict[str, Any]:

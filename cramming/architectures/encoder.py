@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cramming.architectures.layers.attention import SelfAttention, resolve_form
+from cramming.architectures.layers.attention import SelfAttention
+from cramming.architectures.layers.attention_forms import chosen, lacking, resolve_form
 from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
 from cramming.architectures.layers.unpadding import Layout, Queries
 from cramming.batch import Batch
@@ -82,7 +83,10 @@ class Encoder(Model):
 
     @property
     def attention(self) -> str:
-        """How attention is computed: ``auto``, ``math`` or ``sdpa``; setting it sets it in every block that attends."""
+        """How attention is computed, see ``layers/attention_forms.py``; setting it sets it in every block that attends.
+
+        A form that cannot do what a layer needs gives way to another there; ``attention_lacks`` says why.
+        """
         return self._attention[0].form if self._attention else "auto"
 
     @attention.setter
@@ -91,13 +95,35 @@ class Encoder(Model):
         for module in self._attention:
             module.form = form
 
+    def attention_lacks(self, form: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why attention cannot be computed in a form, on a device in a precision; None if it can."""
+        layers = self._attention
+        if not layers and form != "auto":
+            return "this architecture has no attention"
+        found = (lacking(form, layer.asked(layer.dropout), device, dtype) for layer in layers)
+        return next((why for why in found if why is not None), None)
+
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
-        """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest)."""
+        """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest).
+
+        Attention in float32 and on full batches; what differs from that in 16 bits, and there without padding.
+        """
         device, length = next(self.parameters()).device, length or self.max_positions
-        forms = {"attention": resolve_form(self.attention, device, length)}
-        in_16_bits = resolve_form(self.attention, device, length, torch.bfloat16)
-        if in_16_bits != forms["attention"]:
-            forms["attention_in_16_bits"] = in_16_bits
+
+        def taken(dtype: torch.dtype, unpadded: bool) -> str:
+            asked = dict.fromkeys(m.asked(m.dropout if m.training else 0.0) for m in self._attention)
+            found = (chosen(self.attention, need, device, dtype, length, unpadded=unpadded) for need in asked)
+            return ", ".join(dict.fromkeys(found))
+
+        forms = {
+            "attention": taken(torch.float32, False),
+            "attention_in_16_bits": taken(torch.bfloat16, False),
+            "attention_unpadded": taken(torch.bfloat16, True),
+        }
+        if forms["attention_unpadded"] == forms["attention_in_16_bits"]:
+            del forms["attention_unpadded"]
+        if forms["attention_in_16_bits"] == forms["attention"]:
+            del forms["attention_in_16_bits"]
         return {**forms, "vocabulary": "predicted positions only", "last_layer": "predicted positions only"}
 
     def layout(

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cramming.architectures.hf_head import Head, accepted
 from cramming.architectures.hf_layers import Stack
-from cramming.architectures.layers.attention import CPU_MATH_UP_TO, resolve_form
+from cramming.architectures.layers.attention_forms import CPU_MATH_UP_TO, resolve_form
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
 from cramming.architectures.layers.unpadding import Layout
 from cramming.batch import Batch
@@ -87,6 +87,13 @@ class TransformersEncoder(Model):
         if form not in ("auto", *_FORMS):
             raise ValueError(f"attention={form!r} is not one of auto, {', '.join(_FORMS)}")
         self.form = form
+
+    def attention_lacks(self, form: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why attention cannot be computed in a form: it is the network's own, in one way or in two."""
+        if form == "auto" or (form in _FORMS and self.network._supports_sdpa):
+            return None
+        ways = " and ".join(_FORMS) if self.network._supports_sdpa else "no others"
+        return f"attention of {self.network.config.model_type!r} is that of transformers, which has {ways}"
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """What was chosen for speed on this device, for sequences of ``length`` tokens (default: all lengths)."""

@@ -31,7 +31,7 @@ from cramming.architectures.layers.long_convolution import (
     spectra_of,
     transform_size,
 )
-from cramming.architectures.layers.unpadding import Groups, Layout, Queries
+from cramming.architectures.layers.unpadding import Groups, Layout, Queries, groups_of
 from cramming.differentiation import twice
 
 FORMS = ("fft", "direct")
@@ -85,7 +85,7 @@ class SequenceMixer(nn.Module):
         """(T, H) -> (T, H), or (N, H) at ``queries``: all but the last product runs on every token."""
         if self.norm is not None:
             x = self.norm(x)
-        rows = self._on_grid(x, layout) if layout.groups is None else self._in_groups(x, layout.groups)
+        rows = self._in_groups(x, groups_of(layout)) if layout.grouped else self._on_grid(x, layout)
         mixed: Tensor = self.output(rows if queries is None else queries.select(rows))
         return mixed
 
@@ -161,6 +161,7 @@ class _M2(Encoder):
         points = transform_size(length or self.max_positions, self._mixers[0].filters.length)
         by_fft = f"real transforms of {points} points, filters kept between weights"
         return {
+            "attention": "none",
             "convolution": by_fft if self.convolution == "fft" else "direct",
             "vocabulary": "predicted positions only",
             "last_layer": "predicted positions only",

@@ -1,5 +1,6 @@
 """A trained model to ask: of a run, or of a checkpoint of any origin."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from cramming.suggest import nearest
 from cramming.train import Run
 from rst.clock import Clock
 from rst.costs import StepsCost
+
+_log = logging.getLogger(__name__)
 
 WEIGHTS = ("averaged", "last")
 _TOKENS = 128  # of a validation sequence, where neither the model nor the user says
@@ -114,7 +117,13 @@ def load_run(found: folder.Found, averaged: bool = True) -> Run:
     resolved = resolve.resolve(config.impl, resolve.read(found.run_dir))
     torch.set_num_threads(resolved.threads)
     store = prepare(initializing.data_of(config, found.run_dir), Path(config.data_dir), progress=progress_for())
-    run = _run(config, Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device)), store, resolved)
+    parts = Parts(config, store.tokenizer.vocab_size, torch.device(resolved.device))
+    try:
+        parts.check_attention(resolved)
+    except UserError as error:  # the run was trained on another machine
+        _log.warning("%s, as is done here", error)
+        resolved = replace(resolved, attention="auto")
+    run = _run(config, parts, store, resolved)
     check_fits(found.checkpoint, about(run))
     run.load_state_dict(found.checkpoint.read())
     if not averaged:

@@ -78,7 +78,7 @@ def test_groups_and_masked_grids_are_every_sequence_alone(options: dict[str, obj
     x = torch.randn(sum(LENGTHS), HIDDEN, dtype=torch.float64, requires_grad=True)
     alone = torch.cat([definition(layer, part) for part in x.split(LENGTHS)])
     assert_same(layer, x, layer(x, layout), alone)
-    assert_same(layer, x, layer(x, replace(layout, groups=None)), alone)
+    assert_same(layer, x, layer(x, replace(layout, holes=True)), alone)
     computed = Layout(len(LENGTHS), 17, mask=layout.mask)  # padding computed, attended to by nothing
     assert_same(layer, x, layout.unpad(layer(layout.pad(x).flatten(0, 1), computed).view(-1, 17, HIDDEN)), alone)
 
@@ -118,7 +118,7 @@ def test_wanted_positions_are_those_of_the_whole_output(options: dict[str, objec
     layout = {
         "full": Layout.of(inputs),
         "padded": Layout.of(inputs, lengths=lengths),
-        "grid": replace(Layout.of(inputs, lengths=lengths), groups=None),
+        "grid": replace(Layout.of(inputs, lengths=lengths), holes=True),
         "documents": Layout.of(inputs, starts=starts),
     }[kind]
     x = torch.randn(len(layout.gather(inputs)), HIDDEN, dtype=torch.float64, requires_grad=True)
@@ -145,7 +145,7 @@ def test_layers_that_differ_do_not_share_what_a_pass_remembers() -> None:
         rows = layout.rows_of(torch.tensor([[1, 2], [3, 16]]))
         for layer in layers:
             own = x.to(layer.qkv.weight.dtype)
-            fresh = replace(layout, memo={}, groups=layout.groups and Layout.of(torch.zeros(2, 17), layout.mask).groups)
+            fresh = replace(layout, memo={})
             assert torch.equal(layer(own, layout), layer(own, fresh))
             assert torch.equal(layer(own, layout), layer(own, layout))
             for wanted in (rows, rows.flip(1)):

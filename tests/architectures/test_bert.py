@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cramming.architectures import BertConfig, dense_outputs
 from cramming.architectures.bert import Bert
-from cramming.architectures.layers.attention import CPU_MATH_UP_TO
+from cramming.architectures.layers.attention_forms import CPU_MATH_UP_TO
 from cramming.batch import Batch
 
 MakeBatch = Callable[..., Batch]

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cramming.architectures.layers import blockwise
-from cramming.architectures.layers.attention import SelfAttention, math_attention, resolve_form, sdpa_attention
+from cramming.architectures.layers.attention import SelfAttention, math_attention, sdpa_attention
+from cramming.architectures.layers.attention_forms import resolve_form
 from cramming.architectures.layers.blockwise import blocks, blockwise_attention
 from cramming.architectures.layers.local_attention import banded, local_attention, plain_local_attention
 from cramming.architectures.layers.unpadding import Layout, Queries

@@ -1,7 +1,7 @@
-"""Multi-head self-attention over tokens, written out or through the fused kernel.
+"""Multi-head self-attention over tokens, on a grid of sequences or on rows; ``attention_forms.py`` has the forms.
 
 Shape legend: B sequences apart from one another, S positions, Q queries of a sequence (S, or P predicted), H hidden,
-A heads, D = H / A, T tokens after unpadding, N slots in use of the wanted queries.
+A heads, D = H / A, T tokens after unpadding, N slots in use of the wanted queries, R rows of queries.
 """
 
 import math
@@ -11,36 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cramming.architectures.layers.alibi import alibi, slopes
+from cramming.architectures.layers.attention_forms import (
+    ROWS,
+    Asked,
+    Ends,
+    Sight,
+    chosen,
+    flash_attention,
+    flex_attention,
+    resolve_form,
+    varlen_attention,
+)
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
 from cramming.architectures.layers.blockwise import blockwise_attention
 from cramming.architectures.layers.dropout import dropout as drop
 from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import angles, turn
-from cramming.architectures.layers.unpadding import Group, Groups, Layout, Queries
+from cramming.architectures.layers.unpadding import Group, Layout, Queries
 from cramming.differentiation import twice
-
-FORMS = ("auto", "math", "blocks", "sdpa")
-# On CPU the fused kernel's backward is slower than the plain products while a sequence's scores fit the caches. Beyond
-# this length it is better in float32, and in 16 bits the plain products are, a block at a time (``blockwise.py``;
-# benchmarks/attention_forms.py).
-CPU_MATH_UP_TO = 256
-
-
-def resolve_form(form: str, device: torch.device, length: int, dtype: torch.dtype = torch.float32) -> str:
-    """``math``, ``blocks`` or ``sdpa``: what ``form`` means on this device at this length in this precision.
-
-    Raises:
-        ValueError: not one of ``FORMS``.
-    """
-    if form not in FORMS:
-        raise ValueError(f"attention={form!r} is not one of {', '.join(FORMS)}")
-    if form != "auto":
-        return form
-    if device.type != "cpu":
-        return "sdpa"
-    if length <= CPU_MATH_UP_TO:
-        return "math"
-    return "blocks" if dtype.itemsize == 2 else "sdpa"
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
@@ -74,6 +62,9 @@ class SelfAttention(nn.Module):
         rotary: queries and keys are turned by their positions with this base; None: they are not.
         window: a token sees the keys at most so many positions away; None: all.
         alibi: the further a key, the lower its score (``layers/alibi.py``).
+
+    Attributes:
+        form: ``auto``, or the form that is to be taken.
     """
 
     def __init__(
@@ -98,7 +89,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
         """(T, H) -> (T, H), or (N, H) at the slots in use of ``queries``."""
-        if layout.groups is None:
+        form = self._chosen(x, layout)
+        if form in ROWS:
+            rows = self._on_rows(form, x, layout, queries)
+        elif not layout.grouped:
             local = queries is not None and self._is_local(layout.length)  # cheaper for all tokens than for some
             rows = self._on_grid(x, layout, None if local else queries)
             rows = queries.select(rows) if local and queries is not None else rows
@@ -106,10 +100,14 @@ class SelfAttention(nn.Module):
             # Every batch has other groups: a compiled graph of them would be another one in every step.
             apart = torch.compiler.is_compiling()
             attend = torch.compiler.disable(SelfAttention._in_groups) if apart else SelfAttention._in_groups
-            rows = attend(self, self.qkv(x), layout.groups)
+            rows = attend(self, self.qkv(x), layout)
             rows = rows if queries is None else queries.select(rows)
         mixed: Tensor = self.output(rows)
         return mixed
+
+    def asked(self, dropout: float) -> Asked:
+        """What a form must be able to do for this layer, with this much dropout of attention."""
+        return Asked(self.hidden // self.heads, self.window, self.slopes is not None, dropout)
 
     def growing_axes(self) -> dict[str, Axes]:
         """Queries, keys and values grow apart from one another, in heads and in the width of a head."""
@@ -126,21 +124,93 @@ class SelfAttention(nn.Module):
         """Keys that a query in the middle of a sequence of ``length`` tokens reads."""
         return length if self.window is None else min(length, 2 * self.window + 1)
 
+    def _chosen(self, x: Tensor, layout: Layout) -> str:
+        """The form that these tokens, (T, H), are attended to in."""
+        asked = self.asked(self.dropout if self.training else 0.0)
+        by_ends = layout.told_by_ends(distances=asked.window is not None or asked.alibi)
+        unpadded = layout.cells is not None
+        return chosen(self.form, asked, x.device, x.dtype, layout.length, unpadded=unpadded, by_ends=by_ends)
+
+    def _on_rows(self, form: str, x: Tensor, layout: Layout, queries: Queries | None) -> Tensor:
+        """Rows as they are, without a grid: -> (T, H) or (N, H)."""
+        # For kernels that are told of ends alone, queries have to stand where their sequence's keys do, unless distance
+        # plays no part and a sequence of the batch is one to them.
+        placed = self.window is not None or self.slopes is not None or layout.batch is not None
+        if queries is None or (placed and form != "flex"):
+            context = self._read(form, layout, *self._split(self.qkv(x), 3), None)
+            return context if queries is None else queries.select(context)
+        q, others = self._projected_apart(x, queries.rows.flatten())
+        return queries.take(self._read(form, layout, *self._split(q, 1), *self._split(others, 2), queries.rows))
+
+    def _read(self, form: str, layout: Layout, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
+        """What each query reads, on rows: (R, A, D), 2 x (T, A, D), (B, P) the rows that are queries -> (R, H)."""
+        flat = None if rows is None else rows.flatten()
+        if self.rotary is not None:
+            q, k = self._turned_rows(layout, q, flat), self._turned_rows(layout, k, None)
+        if form == "flex":
+            context = flex_attention(q, k, v, self._sight(layout, q.device, flat))
+        else:
+            ends = Ends.of(layout, q.device, None if rows is None else rows.shape[1])
+            if form == "varlen":
+                context = varlen_attention(q, k, v, ends, self.window)
+            else:
+                dropout = self.dropout if self.training else 0.0
+                context = flash_attention(q, k, v, ends, self.window, self._slopes(q.device), dropout)
+        return context.flatten(1)
+
+    def _turned_rows(self, layout: Layout, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Queries or keys turned by the positions of their rows, None being all: (R, A, D) -> (R, A, D)."""
+        base = self.rotary
+        assert base is not None
+        positions = layout.positions()
+        if rows is not None:
+            positions = layout.positions_of(rows)
+        elif positions is None:  # the same for all sequences
+            positions = torch.arange(layout.length, device=x.device)
+        wanted = ("angles of rows", base, x.shape[2], x.dtype)
+        remembers = rows is None and not torch.compiler.is_compiling()
+        by = layout.memo.get(wanted) if remembers else None
+        if by is None:
+            by = angles(positions, x.shape[2], base, x.dtype)[:, :, None]
+            if remembers:
+                layout.memo[wanted] = by
+        return turn(x.unflatten(0, (-1, by.shape[1])), by).flatten(0, 1)
+
+    def _sight(self, layout: Layout, device: torch.device, rows: Tensor | None) -> Sight:
+        """Who sees whom, once for all layers that ask for the same."""
+        if rows is not None or torch.compiler.is_compiling():
+            return Sight.of(layout, device, self.window, self._slopes(device), rows)
+        wanted = ("sight", self.window, self.slopes)
+        if wanted not in layout.memo:
+            layout.memo[wanted] = Sight.of(layout, device, self.window, self._slopes(device), None)
+        found: Sight = layout.memo[wanted]
+        return found
+
+    def _slopes(self, device: torch.device) -> Tensor | None:
+        """(A,) float32; None: distance alone changes no score."""
+        return None if self.slopes is None else torch.tensor(self.slopes, device=device)
+
     def _on_grid(self, x: Tensor, layout: Layout, queries: Queries | None) -> Tensor:
         """All sequences at once, equally long as far as computing goes: -> (T, H) or (N, H)."""
         if queries is None:
             q, k, v = self._heads(layout.pad(self.qkv(x)), 3)
             return layout.unpad(self._context(layout, q, k, v))
-        weight, bias = self.qkv.weight, self.qkv.bias
-        of_queries, of_others = (None, None) if bias is None else (bias[: self.hidden], bias[self.hidden :])
-        wanted = F.linear(x[queries.rows], weight[: self.hidden], of_queries)
-        k, v = self._heads(layout.pad(F.linear(x, weight[self.hidden :], of_others)), 2)
+        wanted, others = self._projected_apart(x, queries.rows)
+        k, v = self._heads(layout.pad(others), 2)
         q = self._heads(wanted, 1)[0]
         places = layout.positions_of(queries.rows)
         return queries.take(self._context(layout, q, k, v, places).flatten(0, 1))
 
-    def _in_groups(self, projected: Tensor, groups: Groups) -> Tensor:
+    def _projected_apart(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of some rows, keys and values of all: (T, H), any shape of rows -> (..., H), (T, 2H)."""
+        weight, bias = self.qkv.weight, self.qkv.bias
+        of_queries, of_others = (None, None) if bias is None else (bias[: self.hidden], bias[self.hidden :])
+        return F.linear(x[rows], weight[: self.hidden], of_queries), F.linear(x, weight[self.hidden :], of_others)
+
+    def _in_groups(self, projected: Tensor, layout: Layout) -> Tensor:
         """Sequences of similar length at a time, so that padding is hardly attended to: (T, 3H) -> (T, H)."""
+        groups = layout.groups
+        assert groups is not None
         grids = groups.spread(projected)
         mixed = [self._context(group, *self._heads(grid, 3)) for group, grid in zip(groups.members, grids, strict=True)]
         return groups.collect(mixed)
@@ -181,7 +251,7 @@ class SelfAttention(nn.Module):
     def _angles(self, k: Tensor, grid: Group | Layout, base: float) -> Tensor:
         """By which keys are turned, once for all layers of the same base."""
         wanted = ("angles", base, k.shape[3], k.dtype)
-        found = None if torch.compiler.is_compiling() else grid.memo.get(wanted)
+        found: Tensor | None = None if torch.compiler.is_compiling() else grid.memo.get(wanted)
         if found is None:
             places = torch.arange(k.shape[2], device=k.device) if grid.places is None else grid.places
             found = angles(places, k.shape[3], base, k.dtype)
@@ -196,7 +266,8 @@ class SelfAttention(nn.Module):
         wanted = (self.slopes, self.window, k.dtype)
         if wanted not in grid.memo:
             grid.memo[wanted] = self._made_bias(k, grid)
-        return grid.memo[wanted]
+        found: Tensor | None = grid.memo[wanted]
+        return found
 
     def _made_bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
         """Of distance, keys out of sight, and padding; None: nothing is added."""
@@ -221,7 +292,14 @@ class SelfAttention(nn.Module):
         return torch.zeros(allowed.shape, dtype=k.dtype, device=k.device).masked_fill_(~allowed, lowest)
 
     def _heads(self, grid: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, S, parts*H) -> parts of (B, A, S, D), copied once into the order batched products need."""
-        split = grid.view(*grid.shape[:2], parts, self.heads, self.hidden // self.heads)
-        ordered: tuple[Tensor, ...] = split.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        """(B, S, parts*H) -> parts of (B, A, S, D), copied once into the order batched products need.
+
+        On a GPU they stay where they are: its kernels read them there.
+        """
+        split = grid.view(*grid.shape[:2], parts, self.heads, self.hidden // self.heads).permute(2, 0, 3, 1, 4)
+        ordered: tuple[Tensor, ...] = (split if grid.is_cuda else split.contiguous()).unbind(0)
         return ordered
+
+    def _split(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(T, parts*H) -> parts of (T, A, D), where they are."""
+        return rows.view(-1, parts, self.heads, self.hidden // self.heads).unbind(1)

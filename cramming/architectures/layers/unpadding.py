@@ -7,14 +7,16 @@ C cells of all groups.
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LENGTHS_OF_GROUPS = 8  # sequences are attended to together when their lengths agree to an eighth of the longest
 
-Memo = dict[Hashable, Tensor | None]  # what the layers of a pass work out once for all of them
+Memo = dict[Hashable, Any]  # what the layers of a pass work out once for all of them
 
 
 class _Spread(torch.autograd.Function):
@@ -123,13 +125,17 @@ class Layout:
 
     Without padding and documents every reshaping here is a view and no mask exists. A mask without ``cells`` means that
     padding is computed like everything else but attended to by nothing.
+
+    Kernels that take rows need no more than ``ends``; others mix sequences of similar length, in ``groups``, which are
+    made when they are first asked for.
     """
 
     sequences: int  # D
     length: int  # S, of the grid tokens are mixed on
     cells: Tensor | None = None  # (T,) int64: cell d*S + s of each token; None: all cells hold tokens
     mask: Tensor | None = None  # (D, S) bool: True where a token is, which may be attended to; None: everywhere
-    groups: Groups | None = None  # for attention; None where nothing is padded, or padding is computed
+    ends: Tensor | None = None  # (D+1,) int32: 0, then where each sequence's rows end; None: every cell is a row
+    holes: bool = False  # padding lies between tokens of a sequence, so that rows next to one another may be far apart
     batch: tuple[int, int] | None = None  # (B, S) of the batch where its grid is another, documents being apart
     origin: Tensor | None = None  # (T,) int64: cell of the batch's grid each token is from; None: as ``cells``
     places: Tensor | None = None  # (D, S) int64: position of the token in each cell; None: its column
@@ -153,10 +159,8 @@ class Layout:
             return Layout(sequences, length)
         mask = mask.bool()
         cells = mask.flatten().nonzero().squeeze(1)
-        if lengths is None and bool((_runs(mask) > 1).any()):  # positions in a grid of its own would be others
-            return Layout(sequences, length, cells, mask)
-        counts = mask.sum(1)
-        return Layout(sequences, length, cells, mask, Groups.of(counts[counts > 0]))
+        holes = lengths is None and bool((_runs(mask) > 1).any())
+        return Layout(sequences, length, cells, mask, _ends(mask.sum(1)), holes)
 
     @staticmethod
     def _apart(starts: Tensor, mask: Tensor | None) -> "Layout":
@@ -170,7 +174,7 @@ class Layout:
         counts = torch.diff(first, append=first.new_tensor([heads.shape[0]]))
         cells, within = _cells(counts)
         shape = (starts.shape[0], starts.shape[1])
-        return Layout(counts.shape[0], within.shape[1], cells, within, Groups.of(counts), shape, origin)
+        return Layout(counts.shape[0], within.shape[1], cells, within, _ends(counts), batch=shape, origin=origin)
 
     def part(self, rows: Tensor, each: int | None = None) -> "Layout":
         """The layout of some of the tokens, which keep their positions; for mixing only, the batch has no grid of it.
@@ -186,8 +190,44 @@ class Layout:
         counts = torch.bincount(cells // self.length, minlength=self.sequences)
         counts = counts[counts > 0]
         cells, within = _cells(counts)
-        groups = Groups.of(counts, positions)
-        return Layout(counts.shape[0], within.shape[1], cells, within, groups)
+        shape = (counts.shape[0], within.shape[1])
+        return Layout(*shape, cells, within, _ends(counts), places=_placed(positions, cells, shape))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether sequences of similar length are mixed together; else all of them at once, on the grid."""
+        return self.ends is not None and not self.holes
+
+    @cached_property
+    def groups(self) -> Groups | None:
+        """Sequences of similar length together; None where nothing is padded, or padding is computed.
+
+        Their sizes are asked of the device, which has to wait for it; kernels that take rows do without them.
+        """
+        if self.ends is None or self.holes:
+            return None
+        counts = self.ends.diff().long()
+        return Groups.of(counts[counts > 0], None if self.places is None else self.unpad(self.places))
+
+    def rows_end(self, device: torch.device) -> Tensor:
+        """``ends``, also where every cell is a row: (D+1,) int32."""
+        if self.ends is not None:
+            return self.ends
+        assert self.cells is None
+        return torch.arange(self.sequences + 1, device=device, dtype=torch.int32) * self.length
+
+    def told_by_ends(self, distances: bool) -> bool:
+        """Whether nothing but ``rows_end`` says which rows see one another.
+
+        Args:
+            distances: it also matters how far apart they are.
+        """
+        computed = self.mask is not None and self.cells is None
+        return not computed and not (distances and (self.holes or self.places is not None))
+
+    def sequences_of(self, rows: Tensor) -> Tensor:
+        """The sequence, 0 to D-1, of the token in each of these rows, any shape."""
+        return (rows if self.cells is None else self.cells[rows]) // self.length
 
     def gather(self, grid: Tensor) -> Tensor:
         """The rows of tokens of the batch's grid: (B, S, ...) -> (T, ...)."""
@@ -210,6 +250,8 @@ class Layout:
 
     def positions(self) -> Tensor | None:
         """Position of each token within its sequence, (T,); None where all positions repeat in order."""
+        if self.places is not None:
+            return self.unpad(self.places)
         return None if self.cells is None else self.cells % self.length
 
     def positions_of(self, rows: Tensor) -> Tensor:
@@ -242,6 +284,18 @@ class Queries:
     def select(self, tokens: Tensor) -> Tensor:
         """The rows of the slots in use: (T, ...) -> (N, ...)."""
         return tokens[self.take(self.rows.flatten())]
+
+
+@torch.compiler.disable
+def groups_of(layout: Layout) -> Groups:
+    """Its groups, which a compiler has no part in: every batch has others."""
+    assert layout.groups is not None
+    return layout.groups
+
+
+def _ends(counts: Tensor) -> Tensor:
+    """0, then where each sequence's rows end: (D,) -> (D+1,) int32."""
+    return F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 def _cells(counts: Tensor) -> tuple[Tensor, Tensor]:
