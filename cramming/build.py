@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cramming import registry, resolve
+from cramming import microbatch, registry, resolve
 from cramming.batch import Batch
 from cramming.calibration import Target
 from cramming.checkpoint import checkpoints
@@ -29,7 +29,6 @@ from cramming.hashing import key
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model
-from cramming.out_of_memory import is_out_of_memory
 from cramming.precision import DTYPES
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
@@ -217,7 +216,7 @@ def build_run(
     # Sequences that share one random draw; those of a batch that is smaller all do.
     group = min(method.sequences_per_draw or config.train.batch_size, config.train.batch_size)
     if resolved.microbatch_size is None:
-        resolved = replace(resolved, microbatch_size=_microbatch(parts, resolved, group))
+        resolved = replace(resolved, microbatch_size=microbatch.find(parts, resolved, group))
     assert resolved.microbatch_size is not None
     if group % resolved.microbatch_size:
         raise UserError(
@@ -316,22 +315,6 @@ def probes(
         for work in probe_works(parts.config.arch.layers, length, sequences):
             found[work] = engine.probe(work.kind, batch, tuple(range(work.layers)))
     return found
-
-
-def _microbatch(parts: Parts, resolved: Resolved, group: int | None) -> int:
-    engine = parts.spare_engine(resolved)
-
-    def fits(size: int) -> bool:
-        probe = engine.probe("forward_backward", parts.synthetic_batch(size), engine.model.active_layers)
-        try:
-            probe()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return resolve.memory_is_left()
-
-    return resolve.find_microbatch(parts.config.train.batch_size, group, fits, parts.device)
 
 
 def flops_of(parts: Parts, model: Model) -> Callable[[Work], float]:

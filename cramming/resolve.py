@@ -6,16 +6,14 @@ arithmetic, whatever ``auto`` would choose there today.
 
 import json
 import logging
-import math
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from cramming.config import ImplConfig, check_microbatch
+from cramming.config import ImplConfig
 from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.recording.strict_json import dumps
@@ -24,9 +22,6 @@ _log = logging.getLogger(__name__)
 _FILE = "resolved.json"
 # Jobs of a sweep that share this machine: the environment tells the processes that a launcher makes for them.
 JOBS_AT_ONCE = "CRAMMING_JOBS_AT_ONCE"
-# Where a pass over more sequences stops paying: 2k to 4k tokens fit the caches of a processor.
-_LARGEST_AUTO = {"cpu": 32, "cuda": 512}
-_MEMORY_SHARE = 0.9  # of a GPU's memory; the rest is for validation and fragmentation
 
 
 @dataclass(frozen=True)
@@ -90,35 +85,6 @@ def read(run_dir: Path) -> Resolved | None:
 def write(run_dir: Path, resolved: Resolved) -> None:
     """Store it."""
     write_atomically(run_dir / _FILE, (dumps(asdict(resolved), indent=2) + "\n").encode())
-
-
-def find_microbatch(batch_size: int, group: int | None, fits: Callable[[int], bool], where: torch.device) -> int:
-    """The largest sensible number of sequences in a pass that fits the memory.
-
-    Args:
-        batch_size: sequences in a step; what is found divides it.
-        group: sequences that share one random draw, if a method draws; what is found divides them too.
-        fits: tries a pass over so many sequences.
-        where: the device.
-
-    Raises:
-        UserError: not even one sequence fits.
-    """
-    whole = math.gcd(batch_size, group or batch_size)
-    sizes = [n for n in range(min(whole, _LARGEST_AUTO[where.type]), 0, -1) if whole % n == 0]
-    for size in sizes:
-        if fits(size):
-            check_microbatch(batch_size, size)
-            return size
-    raise UserError("out of memory: one sequence alone does not fit; use a smaller arch or a shorter data.seq_length")
-
-
-def memory_is_left() -> bool:
-    """Whether the GPU's memory was not filled to the brim since the peak was last reset."""
-    if not torch.cuda.is_available():
-        return True
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return torch.cuda.max_memory_reserved() <= _MEMORY_SHARE * total
 
 
 def compute_exactly(where: torch.device) -> None:
