@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 import torch.nn.functional as F
 
 from cramming.architectures.layers import cross_entropy
@@ -59,6 +60,17 @@ def test_cross_entropy_of_bfloat16_logits_keeps_float32_precision() -> None:
     weight = torch.tensor([[1.0], [-0.5]], dtype=torch.bfloat16)
     losses = linear_cross_entropy(x, weight, torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64))
     torch.testing.assert_close(losses, torch.log1p(torch.exp(torch.tensor([-1.5, -12.0]))), rtol=1e-4, atol=1e-7)
+
+
+def test_cross_entropy_works_nothing_out_for_a_gradient_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((6, 4), (9, 4), (9,)))
+    labels = torch.tensor([0, 8, 3, 3, 1, 2])
+    with_gradient = linear_cross_entropy(x, weight, bias, labels)
+    monkeypatch.setattr(Tensor, "exp_", lambda self: pytest.fail("the slope was computed"))
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(x, weight, bias, labels), with_gradient)
+    fixed = [tensor.detach() for tensor in (x, weight, bias)]
+    assert torch.equal(linear_cross_entropy(*fixed, labels), with_gradient)
 
 
 def test_cross_entropy_survives_extreme_logits() -> None:
