@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 import torch.nn.functional as F
+from torch import Tensor
 
 from cramming.architectures.layers import cross_entropy
 from cramming.architectures.layers.cross_entropy import linear_cross_entropy

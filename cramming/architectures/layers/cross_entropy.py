@@ -25,13 +25,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, differentiate: bool
-    ) -> Tensor:
-        """(N, H), (V, H), (V,) or None, (N,) -> (N,). ``ctx`` does not know whether gradients are wanted at all."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        """(N, H), (V, H), (V,) or None, (N,) -> (N,)."""
         logits = F.linear(x, weight)  # the bias joins in float32 below, where it needs no pass of its own
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = torch.empty(labels.shape, dtype=wide, device=x.device)
+        differentiate = any(ctx.needs_input_grad[:3])
         rows = max(1, CHUNK_VALUES.get(x.device.type, CHUNK_VALUES_ELSEWHERE) // logits.shape[1])
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
@@ -49,15 +48,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """(N,) -> (N, H), (V, H), (V,)."""
         x, weight, slope = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         by_row = scale[:, None]
         of_x = ((slope @ weight) * by_row).to(x.dtype) if needs_x else None
         of_weight = slope.t() @ (x * by_row).to(x.dtype) if needs_weight else None
         of_bias = (scale.to(x.dtype) @ slope) if needs_bias else None
-        return of_x, of_weight, of_bias, None, None
+        return of_x, of_weight, of_bias, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -69,6 +68,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels:
         scores = F.linear(x, weight)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return F.cross_entropy(scores if bias is None else scores + bias, labels, reduction="none")
-    differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    losses: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels, differentiate)  # type: ignore[no-untyped-call]
+    if not torch.is_grad_enabled():  # of which a function's forward knows nothing
+        x, weight, bias = x.detach(), weight.detach(), None if bias is None else bias.detach()
+    losses: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels)  # type: ignore[no-untyped-call]
     return losses
