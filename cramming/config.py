@@ -29,15 +29,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 _UNITS_H = {"": 1.0, "h": 1.0, "m": 1 / 60, "min": 1 / 60, "s": 1 / 3600, "d": 24.0}
 INIT_HEADS = ("mlm", "fresh")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-ATTENTION = (
-    "auto",
-    "math",
-    "blocks",
-    "sdpa",
-    "flex",
-    "varlen",
-    "flash_attn",
-)  # architectures/layers/attention_forms.py
+# Forms of attention, as ``architectures/layers/attention_forms.py`` has them.
+ATTENTION = ("auto", "math", "blocks", "sdpa", "flex", "varlen", "flash_attn")
 # Nodes whose dataclass is chosen by their ``kind``: path in the tree -> registry group.
 CHOSEN = {
     "arch": "arch",
@@ -81,7 +74,7 @@ class TrainConfig:
 class ImplConfig:
     """What may change only the speed. Every ``auto`` is resolved once and stored with the run."""
 
-    microbatch_size: Any = "auto"  # sequences per forward and backward pass
+    microbatch_size: Any = "auto"  # sequences per forward and backward pass; auto: the fastest that fits
     precision: str = "auto"
     compile: Any = "auto"
     attention: str = "auto"  # how attention is computed: math, blocks, sdpa, flex, varlen, flash_attn
@@ -97,6 +90,8 @@ class ImplConfig:
     keep_checkpoints: int = 2
     keep_at_h: list[float] = field(default_factory=list)
     tensorboard: bool = False
+    profile: bool = False  # where the time of some steps goes: a page and a trace in <run>/profile
+    profile_steps: int = 20  # timed and traced, after 5 to warm up
 
 
 @dataclass
@@ -283,7 +278,7 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"impl.attention={impl.attention} is unknown; there are: {', '.join(ATTENTION)}")
     if impl.compile not in ("auto", True, False):
         raise UserError(f"impl.compile={impl.compile} must be auto, true or false")
-    for key in ("log_every_steps", "keep_checkpoints", "validate_sequences"):
+    for key in ("log_every_steps", "keep_checkpoints", "validate_sequences", "profile_steps"):
         _positive(f"impl.{key}", getattr(impl, key))
     for key in ("save_every_steps", "save_every_h", "validate_every_h"):
         if getattr(impl, key) is not None:

@@ -65,7 +65,7 @@ def held(run_dir: Path) -> Iterator[None]:
 
 def start_over(run_dir: Path) -> None:
     """Remove what a run made there before (``resume=false``)."""
-    for name in ("checkpoints", "eval"):
+    for name in ("checkpoints", "eval", "profile"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     for name in (*_MADE_BY_A_RUN, *(table.name for table in run_dir.glob(_OTHER_TABLES))):
         (run_dir / name).unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
 from cramming.interruption import Interrupted, Signals, noted
 from cramming.peak import peak_flops_per_s
+from cramming.profiling.profile import profile_of
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
 from cramming.recording.environment import environment, git_revision
@@ -135,6 +136,8 @@ class Session:
             self._trackers = trackers
             self._pace = Pace(run.clock.progress)
             self._signals = stack.enter_context(noted())
+            self._profile = profile_of(run, self.run_dir, device)
+            stack.callback(self._profile.close)
             if self.initial and not checkpoint.checkpoints(self.run_dir / "checkpoints"):
                 self.save([])  # from here on the run needs the checkpoint it began with no more
             self._step_begins()
@@ -162,6 +165,8 @@ class Session:
             Interrupted: a signal arrived; the run is saved.
         """
         run.notes["train_wall_s"] += time.monotonic() - self._step_began_s
+        with self._pace.paused():
+            self._profile.step_ended(run.step)
         faults.point("step")
         self._display.tick(run.step, run.clock.progress)
         if self._account():  # else a method has deferred the step, and nothing is due before it is taken
@@ -231,6 +236,7 @@ class Session:
             self._write_row(self._validated())
         self.save([hour for hour in self.impl.keep_at_h if hour * self.unit_s == run.clock.spent_s])
         validation = run.notes["validations"].get(str(run.step)) or {}
+        profile = self._profile.finish()
         rows = metrics.read(self.run_dir / "metrics.jsonl")
         unit: Any = "steps" if self.unit_s == 1 else "s"
         tokens = run.notes["tokens"]
@@ -258,6 +264,7 @@ class Session:
             "free": sorted(run.clock.free),
             **run.method.about(),
             **({"init_from": self.initial} if self.initial else {}),
+            **({"profile": profile} if profile else {}),
             "fast_paths": {**asdict(self.resolved), **run.model.fast_paths(run.stream.store.seq_length)},
             "git_revision": git_revision(),
             "environment": environment(device),
@@ -334,6 +341,7 @@ class Session:
 
     def _step_begins(self) -> None:
         """Validation, saving and logging are not charged, under a clock that reads the wall too."""
+        self._profile.step_begins()
         self._step_began_s = time.monotonic()
         self.run.clock.restart()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -89,7 +90,7 @@ class HostMarker:
 
     def seconds(self, marks: list[float]) -> list[float]:
         """Seconds between each mark and the next."""
-        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        return [after - before for before, after in pairwise(marks)]
 
 
 class DeviceMarker:
@@ -109,7 +110,7 @@ class DeviceMarker:
         """Seconds between each mark and the next; waits for the last one."""
         if marks:
             marks[-1].synchronize()
-        return [before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:], strict=False)]
+        return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
 def marker(device: torch.device) -> Marker:

@@ -44,6 +44,7 @@ _ORDER = (
     "tokens",
     "tokens_per_s",
     "mfu",
+    "profile",
     "loss",
     "validation_loss",
     "validation_accuracy",
@@ -66,7 +67,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def summary_table(summary: Mapping[str, Any], ascii_only: bool | None = None) -> str:
-    """A small table of how a run went, without colours, ready to print.
+    """A small table of how a run went, without colours, ready to print; below it what its profile says, if it has one.
 
     The line that matters most for trusting the clock sets the seconds the cost table predicted, over all accounts and
     thus also those that are free, against the wall seconds the same work took.
@@ -74,9 +75,9 @@ def summary_table(summary: Mapping[str, Any], ascii_only: bool | None = None) ->
     Args:
         summary: what ``write_summary`` takes. Optional keys are shown where present: ``name``, ``end_reason``, ``unit``
             (``steps`` when the clock counts steps), ``loss``, ``validation_accuracy``, ``tokens``, ``tokens_per_s``,
-            ``mfu``, ``free`` (accounts), ``work`` (by account: prices of others are in no prediction), and
-            ``train_wall_s``: wall seconds of the charged work alone, without validation and saving, which is compared
-            instead of ``wall_s``.
+            ``mfu``, ``profile`` (its ``verdict``), ``free`` (accounts), ``work`` (by account: prices of others are in
+            no prediction), and ``train_wall_s``: wall seconds of the charged work alone, without validation and saving,
+            which is compared instead of ``wall_s``.
         ascii_only: draw without line characters; by default when standard output could not print them.
     """
     if ascii_only is None:
@@ -95,7 +96,10 @@ def summary_table(summary: Mapping[str, Any], ascii_only: bool | None = None) ->
     screen = Console(file=io.StringIO(), width=80, no_color=True, highlight=False, markup=False)
     screen.print(table)
     assert isinstance(screen.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in screen.file.getvalue().splitlines())
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    if summary.get("profile"):  # too long for the table
+        lines.append(f"profile: {summary['profile']['verdict']}")
+    return "\n".join(lines)
 
 
 def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

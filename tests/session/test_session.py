@@ -1,4 +1,4 @@
-"""A run's life: its folder, its end, going on, starting over, and what is refused."""
+"""A run's life: its folder, its end, going on, starting over, what is refused, and its profile."""
 
 import json
 import subprocess
@@ -208,6 +208,39 @@ def test_other_clocks_end_their_budget_after_a_whole_step(
     assert found["spent_s"] >= 0.05
     assert found["work"]["train"]["forward_backward"]["sequences"] == 8 * found["steps"]  # type: ignore[index,operator]
     assert sum(found["ledger"].values()) == pytest.approx(found["spent_s"])  # type: ignore[attr-defined]
+
+
+def test_the_command_writes_a_page_and_says_the_verdict(
+    folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the clock counts and what is learned stays the same; a profile that is there is not made again."""
+    words = runs.command(folder, "name=whole", "impl.profile=true", "impl.profile_steps=4")
+    pretraining(pretrain, [*words, "stop_at=10"])
+    run_dir = folder / "outputs" / "whole"
+    files = ("profile.json", "profile.md", "profile.png", "trace.json.gz")
+    before = {name: (run_dir / "profile" / name).read_bytes() for name in files}
+    pretraining(pretrain, words)
+    assert {name: (run_dir / "profile" / name).read_bytes() for name in files} == before
+    assert runs.same(runs.weights(folder, "whole"), runs.weights(finished, "whole"))
+    summary, plain = (json.loads((f / "outputs/whole/summary.json").read_text()) for f in (folder, finished))
+    assert [summary[key] for key in ("ledger", "work", "validation_loss")] == [
+        plain[key] for key in ("ledger", "work", "validation_loss")
+    ]
+    found = json.loads(before["profile.json"])
+    assert summary["profile"]["verdict"] == found["verdict"]
+    assert f"profile: {found['verdict']}" in capsys.readouterr().out
+    assert found["limit_s"] > 0
+    assert found["verdict"] in before["profile.md"].decode()
+    assert "| backward |" in before["profile.md"].decode()
+    assert "https://ui.perfetto.dev" in (run_dir / "run.log").read_text()
+    pretraining(pretrain, [*words[:-2], "resume=false", "stop_at=2"])
+    assert not (run_dir / "profile").exists(), "started over"
+
+
+def test_a_run_too_short_for_a_profile_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pretraining(pretrain, runs.command(folder, "name=short", "impl.profile=true", "budget=3"))
+    assert "ended within the 5 steps to warm up: no profile" in caplog.text
+    assert "profile" not in json.loads((folder / "outputs/short/summary.json").read_text())
 
 
 def test_commands_that_read_a_run(finished: Path) -> None:
