@@ -55,7 +55,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         threads=known.threads if impl.threads == "auto" else impl.threads,
         compile=known.compile if impl.compile == "auto" else impl.compile,
         microbatch_size=known.microbatch_size if impl.microbatch_size == "auto" else impl.microbatch_size,
-        attention=known.attention if impl.attention == "auto" else impl.attention,
+        attention=impl.attention,
     )
     missing = lacking(asked.precision, where)
     if missing:

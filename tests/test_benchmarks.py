@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import forward, grid, step
+from benchmarks import attention_scaling, forward, grid, step
 from benchmarks.architectures import FAMILIES, IN_TRANSFORMERS, SIZES, Case, dense_labels
 from benchmarks.comparison import Mode, run
 from benchmarks.presentation import page
@@ -244,6 +244,35 @@ def test_the_whole_table_as_it_is_typed(tmp_path: Path) -> None:
     shown = out.with_suffix(".md").read_text()
     assert shown in ended.stdout
     assert "| m2_base |" in shown
+
+
+def test_scaling_with_the_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "folder" / "scaling.json"
+    words = [
+        "quick=true",
+        "isolated=false",
+        "archs=[mosaic,m2]",
+        "forms=[math,sdpa,varlen]",
+        "device=cpu",
+        f"out={out}",
+    ]
+    monkeypatch.setattr(sys, "argv", ["attention_scaling.py", *words, "precision=float32"])
+    attention_scaling.main()
+    said = capsys.readouterr().out
+    rows = {(row["question"], row["length"]): row for row in json.loads(out.read_text())["rows"]}
+    questions = [question for question, length in rows if length == 32]
+    assert questions == ["families", "window", "padding", "full", "padded"]
+    for (question, _), row in rows.items():
+        assert all(speed > 0 for speed in row["tokens_per_s"].values())
+        assert list(row["unfit"]) == (["varlen"] if question in ("full", "padded") else []), row["unfit"]
+        if question in ("padding", "full", "padded"):  # the same mathematics on the same batch
+            losses = list(row["losses"].values())
+            assert losses == pytest.approx([losses[0]] * 2, rel=1e-3)
+    assert rows["families", 32]["tokens"] == rows["families", 128]["tokens"] == 128 > rows["padding", 32]["tokens"]
+    assert out.with_suffix(".md").read_text() in said
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_contended_ratio_is_no_number() -> None:

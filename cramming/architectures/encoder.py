@@ -258,7 +258,7 @@ class Classifier(Encoder):
         starts: Tensor | None = None,
     ) -> Layout:
         if mask is not None and starts is None and self._pays(mask):
-            return Layout(*inputs.shape, mask=mask.bool())
+            return Layout(inputs.shape[0], inputs.shape[1], mask=mask.bool())
         layout = super().layout(inputs, mask, lengths, starts)
         if self.head.pool_padding and layout.mask is not None:  # padding is computed, and attended to by nothing
             return Layout(layout.sequences, layout.length, mask=layout.mask)

@@ -25,6 +25,7 @@ from cramming.evaluation.job import Evaluation, Job, JobResult
 from cramming.evaluation.tasks import registry
 from cramming.evaluation.tasks.task import Task
 from cramming.evaluation.updating import Updater
+from cramming.model import Model
 from cramming.out_of_memory import is_out_of_memory
 
 Score = Callable[[Task, np.ndarray, Encoded], Mapping[str, float | None]]
@@ -109,7 +110,7 @@ def run(
         data_sha256={split: encoded.sha256 for split, encoded in data.items()},
         cut={split: asdict(encoded.cut) for split, encoded in data.items()},
         also=also,
-        versions=_versions(device, precision),
+        versions=_versions(device, precision) | _attention(model.encoder),
     )
     if keep is not None:
         from cramming.evaluation import saved
@@ -302,6 +303,11 @@ def _own_random_state(device: str, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def _attention(encoder: Model) -> dict[str, str]:
+    """How it is computed, for the record."""
+    return {name: form for name, form in encoder.fast_paths().items() if name.startswith("attention")}
 
 
 def _versions(device: str, precision: str) -> dict[str, str]:

@@ -87,7 +87,8 @@ def command(argv: list[str]) -> None:
         result = _validate(asked.title, asked.run, options)
         if found is not None and options.averaged:
             said = {"step": found.checkpoint.step, "mask_rate": options.mask_rate, "mask_seed": options.mask_seed}
-            text = dumps({**said, **asdict(result), "perplexity": result.perplexity}, indent=2)
+            paths = asked.run.model.fast_paths(asked.run.stream.store.seq_length)
+            text = dumps({**said, **asdict(result), "perplexity": result.perplexity, "fast_paths": paths}, indent=2)
             write_atomically(found.run_dir / VALIDATION, (text + "\n").encode())
     if not names:
         return

@@ -137,13 +137,14 @@ class SelfAttention(nn.Module):
         # plays no part and a sequence of the batch is one to them.
         placed = self.window is not None or self.slopes is not None or layout.batch is not None
         if queries is None or (placed and form != "flex"):
-            context = self._read(form, layout, *self._split(self.qkv(x), 3), None)
+            context = self._read(form, layout, self._split(self.qkv(x), 3))
             return context if queries is None else queries.select(context)
         q, others = self._projected_apart(x, queries.rows.flatten())
-        return queries.take(self._read(form, layout, *self._split(q, 1), *self._split(others, 2), queries.rows))
+        return queries.take(self._read(form, layout, self._split(q, 1) + self._split(others, 2), queries.rows))
 
-    def _read(self, form: str, layout: Layout, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-        """What each query reads, on rows: (R, A, D), 2 x (T, A, D), (B, P) the rows that are queries -> (R, H)."""
+    def _read(self, form: str, layout: Layout, heads: tuple[Tensor, ...], rows: Tensor | None = None) -> Tensor:
+        """What each query reads, on rows: (R, A, D) and 2 x (T, A, D), (B, P) the rows that are queries -> (R, H)."""
+        q, k, v = heads
         flat = None if rows is None else rows.flatten()
         if self.rotary is not None:
             q, k = self._turned_rows(layout, q, flat), self._turned_rows(layout, k, None)
@@ -155,7 +156,9 @@ class SelfAttention(nn.Module):
                 context = varlen_attention(q, k, v, ends, self.window)
             else:
                 dropout = self.dropout if self.training else 0.0
-                context = flash_attention(q, k, v, ends, self.window, self._slopes(q.device), dropout)
+                context = flash_attention(
+                    q, k, v, ends, window=self.window, slopes=self._slopes(q.device), dropout=dropout
+                )
         return context.flatten(1)
 
     def _turned_rows(self, layout: Layout, x: Tensor, rows: Tensor | None) -> Tensor:

@@ -92,9 +92,8 @@ def chosen(
     skips what is not seen; ``sdpa`` for full grids, and wherever neither can: in float32, with dropout of attention in
     training, for ALiBi without the package, under derivatives of second order.
 
-    A form that was asked for gives way only where it has no meaning: forms on rows where ends do not tell who sees
-    whom, outside of 16 bits, with dropout they lack, or under second derivatives. ``lacking`` refuses most of these
-    before a run.
+    A form that was asked for gives way only where it cannot: where ends do not tell who sees whom, under second
+    derivatives, and in whatever ``lacking`` refuses before a run.
 
     Args:
         form: as asked for.
@@ -116,8 +115,7 @@ def chosen(
                 if lacking(kernel, asked, device, dtype) is None:
                     return kernel
         return resolve_form("auto", device, length, dtype)
-    possible = form not in _IN_16_BITS or (by_ends and dtype.itemsize == 2)
-    if not possible or (asked.dropout and form in _WITHOUT_DROPOUT):
+    if _beyond(form, asked, dtype) is not None or not (by_ends or form == "flex"):
         return resolve_form("auto", device, length, dtype)
     return form
 
@@ -129,15 +127,16 @@ def lacking(form: str, asked: Asked, device: torch.device, dtype: torch.dtype) -
         ValueError: there is no such form.
     """
     resolve_form(form, device, 1, dtype)
+    missing = machine_lacks(form, device.type) if form in ROWS else None
+    return missing or _beyond(form, asked, dtype)
+
+
+def _beyond(form: str, asked: Asked, dtype: torch.dtype) -> str | None:
+    """What a form cannot do on any machine."""
     if form in _WITHOUT_DROPOUT and asked.dropout:
         return f"it has no dropout of attention, which is {asked.dropout} here"
     if form == "varlen" and asked.alibi:
         return "it has no linear biases (ALiBi)"
-    if form not in ROWS:
-        return None
-    missing = machine_lacks(form, device.type)
-    if missing is not None:
-        return missing
     if form in _IN_16_BITS and dtype.itemsize != 2:
         return f"it computes in 16 bits, not in {str(dtype).removeprefix('torch.')}"
     if form in _IN_16_BITS and (asked.width % _MULTIPLE or asked.width > _WIDEST):
@@ -204,7 +203,14 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, ends: Ends, window: int | 
 
 @torch.compiler.disable  # releases of the package differ in what a compiler can make of them
 def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, ends: Ends, window: int | None, slopes: Tensor | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends: Ends,
+    *,
+    window: int | None = None,
+    slopes: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """The same through the package flash-attn, which also knows ALiBi, by slopes (A,) float32, and dropout."""
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found,unused-ignore]
@@ -298,10 +304,13 @@ def block_mask(first: Tensor, end: Tensor, keys: int, exact: bool, seen: Any) ->
     begins = torch.arange(blocks, device=first.device) * BLOCK
     read = (begins < end.amax(1, keepdim=True)) & (begins + BLOCK > first.amin(1, keepdim=True))
     whole = (begins >= first.amax(1, keepdim=True)) & (begins + BLOCK <= end.amin(1, keepdim=True))
-    partly, wholly = (read & ~whole, whole) if exact else (read, None)
+    masked, which_masked = _listed(read & ~whole if exact else read)
+    others, which_others = _listed(whole) if exact else (None, None)
     return BlockMask.from_kv_blocks(
-        *_listed(partly),
-        *((None, None) if wholly is None else _listed(wholly)),
+        masked,
+        which_masked,
+        others,
+        which_others,
         BLOCK_SIZE=BLOCK,
         mask_mod=seen,
         seq_lengths=(queries, keys),
@@ -316,7 +325,8 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
     """What each query reads, all rows as one sequence: (Q, A, W), 2 x (T, A, W) -> (Q, A, W)."""
-    found = flex_kernel(*(x.transpose(0, 1)[None] for x in (q, k, v)), sight.score, sight.mask)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    found = flex_kernel(q, k, v, sight.score, sight.mask)
     return found[0].transpose(0, 1)
 
 
