@@ -226,19 +226,18 @@ def build_run(
     model = parts.model()
     if config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
         initializing.record(run_dir, initializing.initialize(model, config, store.tokenizer))
-    torch.set_num_threads(resolve.available_cores())  # prices are those of the whole machine, whatever ``impl`` uses
-    costs = build_costs(
-        config.rst,
-        target=target_of(parts, resolved.precision),
-        base_dir=Path(config.base_dir),
-        run_dir=run_dir,
-        probes=lambda lengths: probes(parts, resolved.precision, lengths),
-        flops=flops_of(parts, model),
-        synchronize=torch.cuda.synchronize if where.type == "cuda" else None,
-        progress=progress,
-        calibrate_command=calibrate_command(parts),
-    )
-    torch.set_num_threads(resolved.threads)
+    with resolve.whole_machine():
+        costs = build_costs(
+            config.rst,
+            target=target_of(parts, resolved.precision),
+            base_dir=Path(config.base_dir),
+            run_dir=run_dir,
+            probes=lambda lengths: probes(parts, resolved.precision, lengths),
+            flops=flops_of(parts, model),
+            synchronize=torch.cuda.synchronize if where.type == "cuda" else None,
+            progress=progress,
+            calibrate_command=calibrate_command(parts),
+        )
     clock = Clock(costs, config.budget_s, config.stop_at_s, {*config.free, *method.free})
     engine = parts.engine(model, clock, resolved)
     train = config.train

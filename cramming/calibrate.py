@@ -66,9 +66,8 @@ def command(argv: list[str]) -> None:
 
 def _measure(config: PretrainConfig, rst: CalibrateConfig) -> None:
     resolved = resolve.resolve(config.impl, None)
-    torch.set_num_threads(resolve.available_cores())
     parts = Parts(config, _vocab_size(config), torch.device(resolved.device))
-    with share_of("measuring this machine's costs") as progress:
+    with resolve.whole_machine(), share_of("measuring this machine's costs") as progress:
         table = calibrate(
             target_of(parts, resolved.precision),
             lambda lengths: probes(parts, resolved.precision, lengths),
@@ -88,7 +87,6 @@ def _scale(config: PretrainConfig, own: dict[str, str]) -> None:
     rst = config.rst if isinstance(config.rst, CalibrateConfig) else CalibrateConfig()
     lacking = resolve.lacking(config.impl.precision, resolve.device())
     resolved = resolve.resolve(ImplConfig() if lacking else config.impl, None)
-    torch.set_num_threads(resolve.available_cores())
     parts = Parts(config, _vocab_size(config), torch.device(resolved.device))
     target = target_of(parts, base.table.provenance.precisions[0])
     default = Path(config.base_dir) / "_rst" / f"{Path(base.name).stem}-{config.arch.name}.json"
@@ -105,7 +103,8 @@ def _scale(config: PretrainConfig, own: dict[str, str]) -> None:
                 "choose another out=, or write it anew with rst.refresh=true"
             )
     else:
-        with share_of(f"measuring {config.arch.name} against {base.config.arch.name}") as progress:
+        about = f"measuring {config.arch.name} against {base.config.arch.name}"
+        with resolve.whole_machine(), share_of(about) as progress:
             relative.scaled(
                 base,
                 parts,

@@ -17,6 +17,7 @@ from omegaconf import II, MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cramming import registry
+from cramming.allocator import CHOICES as ALLOCATORS
 from cramming.data.config import OF_CHECKPOINT, TRAINED_HERE
 from cramming.errors import UserError
 from cramming.evaluation.probes.config import ProbeOptions
@@ -80,6 +81,7 @@ class ImplConfig:
     attention: str = "auto"  # how attention is computed: math, blocks, sdpa, flex, varlen, flash_attn
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"
+    allocator: str = "auto"  # keep: memory that was freed stays with the process, on Linux; system: it is given back
     log_every_steps: int = 10
     validate_every_h: float | None = None  # hours of budget; at the end in any case
     validate_sequences: int = 10_000  # at most so many held-out sequences, the first ones
@@ -276,6 +278,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"impl.precision={impl.precision} is unknown; there are: {', '.join(PRECISIONS)}")
     if impl.attention not in ATTENTION:
         raise UserError(f"impl.attention={impl.attention} is unknown; there are: {', '.join(ATTENTION)}")
+    if impl.allocator not in ALLOCATORS:
+        raise UserError(f"impl.allocator={impl.allocator} is unknown; there are: {', '.join(ALLOCATORS)}")
     if impl.compile not in ("auto", True, False):
         raise UserError(f"impl.compile={impl.compile} must be auto, true or false")
     for key in ("log_every_steps", "keep_checkpoints", "validate_sequences", "profile_steps"):

@@ -44,10 +44,6 @@ def add_model(run: Run, name: str, weights: Weights) -> None:
         own_table=f"rst-{name}.json",
         subject=f"the {name}, {weights.title}",
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(resolve.available_cores())  # as the prices of the run's own model
-    try:
+    with resolve.whole_machine():  # as the prices of the run's own model
         run.clock.costs[name] = config.rst.build_other(setting, run.clock.costs["main"])
-    finally:
-        torch.set_num_threads(threads)
     run.engine.add_model(name, model)

@@ -8,11 +8,14 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from cramming import allocator
 from cramming.config import ImplConfig
 from cramming.durable import write_atomically
 from cramming.errors import UserError
@@ -44,10 +47,13 @@ def device() -> torch.device:
 def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
     """What ``impl`` asks for; each ``auto`` as it was stored, else as fits this machine.
 
+    What becomes of freed memory is settled for the process.
+
     Raises:
         UserError: a precision the device lacks.
     """
     where = device()
+    allocator.use(impl.allocator)
     known = stored or Resolved(where.type, _precision(where), _threads(), where.type == "cuda", None)
     asked = Resolved(
         device=where.type,
@@ -92,6 +98,19 @@ def compute_exactly(where: torch.device) -> None:
     if where.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextmanager
+def whole_machine() -> Iterator[None]:
+    """How prices are measured, whatever ``impl`` says: on all cores, freed memory kept."""
+    threads, freed = torch.get_num_threads(), allocator.in_use()
+    torch.set_num_threads(available_cores())
+    allocator.use(allocator.KEEP)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        allocator.use(freed)
 
 
 def available_cores() -> int:

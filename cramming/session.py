@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cramming import checkpoint, faults, folder, resolve
+from cramming import allocator, checkpoint, faults, folder, resolve
 from cramming.build import Parts, build_method, build_run, check_accounts, split_of
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
@@ -265,7 +265,11 @@ class Session:
             **run.method.about(),
             **({"init_from": self.initial} if self.initial else {}),
             **({"profile": profile} if profile else {}),
-            "fast_paths": {**asdict(self.resolved), **run.model.fast_paths(run.stream.store.seq_length)},
+            "fast_paths": {
+                **asdict(self.resolved),
+                "allocator": allocator.in_use(),
+                **run.model.fast_paths(run.stream.store.seq_length),
+            },
             "git_revision": git_revision(),
             "environment": environment(device),
         }

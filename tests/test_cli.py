@@ -49,6 +49,7 @@ REFUSED = {
     "impl.microbatch_size=48": "does not divide train.batch_size=64; the nearest that does is 64",
     "impl.microbatch_size=many": "must be auto or a whole number",
     "impl.precision=float8": "there are: auto, float32, bfloat16, float16",
+    "impl.allocator=kept": "there are: auto, keep, system",
     "data.seq_length=2": "data.seq_length=2",
     "data.document=page": "line",
     "wandb.mode=of": "offline",

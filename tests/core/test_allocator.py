@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from cramming import allocator
+from cramming import allocator, resolve
+from cramming.config import ImplConfig
 
 _COUNTS = """
 import resource, sys
@@ -49,6 +51,23 @@ def test_the_last_word_counts() -> None:
         assert allocator.use("auto") == kept
     finally:
         allocator.use(before)
+
+
+def test_a_run_says_what_it_wants_and_prices_do_not_depend_on_it() -> None:
+    before, threads = allocator.in_use(), torch.get_num_threads()
+    try:
+        kept = allocator.use("keep")
+        resolve.resolve(ImplConfig(allocator="system", threads=1), None)
+        assert allocator.in_use() == "system"
+        torch.set_num_threads(1)
+        with pytest.raises(ZeroDivisionError), resolve.whole_machine():
+            assert allocator.in_use() == kept
+            assert torch.get_num_threads() == resolve.available_cores()
+            raise ZeroDivisionError
+        assert (allocator.in_use(), torch.get_num_threads()) == ("system", 1)
+    finally:
+        allocator.use(before)
+        torch.set_num_threads(threads)
 
 
 def test_another_c_library_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
