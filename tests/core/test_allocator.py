@@ -60,10 +60,9 @@ def test_a_run_says_what_it_wants_and_prices_do_not_depend_on_it() -> None:
         resolve.resolve(ImplConfig(allocator="system", threads=1), None)
         assert allocator.in_use() == "system"
         torch.set_num_threads(1)
-        with pytest.raises(ZeroDivisionError), resolve.whole_machine():
+        with resolve.whole_machine():
             assert allocator.in_use() == kept
             assert torch.get_num_threads() == resolve.available_cores()
-            raise ZeroDivisionError
         assert (allocator.in_use(), torch.get_num_threads()) == ("system", 1)
     finally:
         allocator.use(before)
