@@ -50,7 +50,7 @@ class Options:
     block_s: float = 30.0  # a side whose block takes longer does not fit
     memory_gb: float = 0.0  # that one cell may take; 0: four fifths of what is available
     isolated: bool = True  # on a processor: a process for each cell
-    size: str = "small"  # tiny, small (4x256) or base (12x768)
+    size: str = "small"  # tiny, small (4x256), base (12x768) or large (24x1024)
     layers: int = 0  # 0: as ``size`` has it; so the next four
     hidden: int = 0
     heads: int = 0

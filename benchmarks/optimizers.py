@@ -40,7 +40,7 @@ from rst.costs import StepsCost
 
 ADAMW, OTHER, GRADIENTS = "adamw", "step", "gradients"
 LIBRARY = "library/"
-BATCHES = {"tiny": 8, "small": 64, "base": 1536}  # of the recipes of these sizes
+BATCHES = {"tiny": 8, "small": 64, "base": 1536, "large": 4096}  # of the recipes of these sizes
 _RATE = 1e-9  # weights stay where they are
 _MEMORY_SHARE = 0.8  # of what is available, for one cell
 
@@ -57,7 +57,7 @@ class Options:
 
     optimizers: list[str] = field(default_factory=known)  # and library/<name>
     arch: str = "bert"
-    size: str = "small"  # tiny, small (4x256) or base (12x768)
+    size: str = "small"  # tiny, small (4x256), base (12x768) or large (24x1024)
     batch_size: int = 0  # sequences; 0: the recipes' of this size
     seq_length: int = 128
     microbatch_size: int = 16  # sequences of the passes that are timed
