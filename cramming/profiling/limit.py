@@ -8,7 +8,7 @@ import torch
 
 from cramming.batch import Batch
 from cramming.model import Model
-from cramming.out_of_memory import largest_halving
+from cramming.out_of_memory import is_out_of_memory, largest_halving
 from cramming.profiling.phases import Pass
 from cramming.profiling.replay import Replay, recorded
 from cramming.train import random_state, set_random_state
@@ -38,6 +38,10 @@ def limit_s(
     state = random_state()
     try:
         return _Limit(build, microbatch_size, now).of(passes)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
     finally:
         set_random_state(state)
 

@@ -29,8 +29,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"# {found['verdict']}",
         "",
         f"A step takes {found['step_s']:.4g} s (quartiles {low:.4g} to {high:.4g} s), its matrix products {limit}.",
-        f"{found['timed_steps']} steps were timed and {found['traced_steps']} traced, up to step {found['last_step']}: "
-        f"{found['passes']} passes of {found['microbatch_size']} sequences in {found['precision']}.",
+        f"Steps timed: {found['timed_steps']}, traced: {found['traced_steps']}, the last is step {found['last_step']}, "
+        f"with {found['passes']} passes, of {found['microbatch_size']} sequences at most, in {found['precision']}.",
         "",
         *_table(("phase", "share of a step"), ((name, _percent(share)) for name, share in found["phases"].items())),
         *_table(("operators", "share of a step"), ((kind, _percent(s)) for kind, s in found["classes"].items())),

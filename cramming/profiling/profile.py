@@ -12,6 +12,7 @@ between is profiled with the steps it had.
 import gzip
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,18 @@ from cramming.precision import DTYPES
 from cramming.profiling import operators
 from cramming.profiling.limit import limit_s
 from cramming.profiling.page import markdown, plot, verdict
-from cramming.profiling.phases import OPTIMIZER, OTHER, UNWATCHED, Marker, Pass, Timeline, marker
+from cramming.profiling.phases import (
+    BACKWARD,
+    DATA,
+    FORWARD,
+    OPTIMIZER,
+    OTHER,
+    UNWATCHED,
+    Marker,
+    Pass,
+    Timeline,
+    marker,
+)
 from cramming.recording.environment import environment, git_revision
 from cramming.recording.strict_json import dumps
 from cramming.train import Run
@@ -172,6 +184,7 @@ class Profile(NoProfile):
         activities = [ProfilerActivity.CPU]
         if self._run.engine.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # of the tracer, which says hello on the screen
         self._tracer = torch.profiler.profile(activities=activities)
         self._tracer.start()
         self._timeline.annotated = True
@@ -289,8 +302,10 @@ def profile_of(run: Run, run_dir: Path, device: str) -> NoProfile:
 
 
 def _names(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Phases in the order in which they first come."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    """Phases in the order in which a step has them; those of other accounts come with the data that they choose."""
+    found = {name for row in rows for name in row}
+    own = sorted(found - {DATA, FORWARD, BACKWARD, OPTIMIZER, OTHER})
+    return [name for name in (DATA, *own, FORWARD, BACKWARD, OPTIMIZER, OTHER) if name in found]
 
 
 def _merged(top: Sequence[tuple[operators.Operator, float]]) -> list[tuple[operators.Operator, float]]:
