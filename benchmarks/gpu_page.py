@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.presentation import CONTENDED
 from benchmarks.stages import PASSED, REPOSITORY, Outcome
 from benchmarks.store import WANTED_TIMES
+from cramming.errors import UserError
+from cramming.scaling.command import Options, Table
 from cramming.text import duration
 
 MFU = """\
@@ -53,7 +55,7 @@ def page(folder: Path, machine: Mapping[str, str], stages: Mapping[str, Outcome]
         parts += ["## Other measurements", "\n".join(f"* {line}" for line in others)]
     scaled = _scaling(folder, steps)
     if scaled:
-        parts += ["## Several devices, from these steps", "\n".join(f"    {line}" for line in scaled)]
+        parts += ["## Several devices, from these steps", *scaled]
     return "\n\n".join(parts) + "\n"
 
 
@@ -171,15 +173,18 @@ def _others(results: Mapping[str, dict[str, Any]], steps: Mapping[str, dict[str,
 
 
 def _scaling(folder: Path, steps: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Commands that predict several devices from what was measured here."""
-    known = {path.stem for path in (REPOSITORY / "config" / "arch").glob("*.yaml")}
-    lines = []
-    for name, found in steps.items():
-        for row in found["rows"]:
-            family, size = row["arch"], found["options"]["size"]
-            names = [f"{family}_{size}", *([family] if size == "base" else [])]
-            arch = next((option for option in names if option in known), None)
-            if arch and row["tokens_per_s"].get("ours") and not name.endswith("_eager"):
-                file = (folder / f"{name}.json").as_posix().removeprefix(f"{REPOSITORY.as_posix()}/")
-                lines.append(f"python -m cramming.scaling arch={arch} seq_length={row['length']} measured={file}")
-    return lines
+    """What is predicted for several devices (docs/scaling.md) from each step of a model that ``config/arch`` has."""
+    found = []
+    for name, result in steps.items():
+        for row in result["rows"]:
+            family, size = row["arch"], result["options"]["size"]
+            for arch in (f"{family}_{size}", family):
+                asked = {"arch": arch, "seq_length": row["length"], "measured": str(folder / f"{name}.json")}
+                try:
+                    table = Table.of(Options(**asked)).markdown()
+                except UserError:  # no such architecture, or not of these sizes: it is not predicted from this step
+                    continue
+                words = " ".join(f"{key}={value}" for key, value in asked.items()).replace(f"{REPOSITORY}/", "")
+                found.append(f"    python -m cramming.scaling {words}\n\n{table}")
+                break
+    return found

@@ -129,6 +129,8 @@ def _full(options: Options) -> Iterator[Stage]:
     yield _tests("tests", 90)
     yield from (_step(family, "base", length) for length in (128, 512) for family in FAMILIES)
     yield from (_step("bert", "large", length) for length in (128, 512))
+    own = "archs=[modern] size=base layers=22 vocab_size=50368 lengths=[128] tokens=32768 baselines=[limit,scoring]"
+    yield _python("step_modern_22x768_128", "step.py", f"{own} mfu=true pairs=9 cell_s=10 compile=true", 60)
     share = ("-m", "benchmarks.data_share", "pairs=20", "data=python_docs", "arch=bert_base", "data.vocab_size=30522")
     yield Stage("data_share", (sys.executable, *share), 120, 400, writes=False)
     yield _python("store", "store.py", "gigabytes=10", 30)

@@ -267,7 +267,9 @@ def test_it_starts_without_torch_and_exits_with_2() -> None:
 
 
 def test_a_measured_step_is_read_from_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rate = 3 * 64 * Sizes.of("bert_tiny", 128).forward_flops / 0.5
     row = {"arch": "bert", "length": 128, "sequences": 64, "block_s": {"ours": 0.5}, "peak_mb": {"ours": 10 * 1024}}
+    row |= {"our_flops_per_s": rate}
     file = tmp_path / "step.json"
     file.write_text(json.dumps({"options": {"size": "tiny"}, "rows": [row]}))
     command([f"measured={file}", "arch=bert_tiny", "devices=[1,8]", f"out={tmp_path / 'o.json'}", "price=2"])
@@ -284,6 +286,9 @@ def test_a_measured_step_is_read_from_a_benchmark(tmp_path: Path, capsys: pytest
     ):
         (error,) = ran(f"measured={file} {words}")
         assert said in error
+    file.write_text(json.dumps({"options": {"size": "tiny"}, "rows": [row | {"our_flops_per_s": 1.1 * rate}]}))
+    (error,) = ran(f"measured={file} arch=bert_tiny")
+    assert "is of another model than bert_tiny" in error
 
 
 def test_the_plot_is_written(tmp_path: Path) -> None:

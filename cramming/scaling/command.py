@@ -44,6 +44,7 @@ Options, with their defaults:
   tokens_billion=10 price=0 (of a device-hour) mfu=0.55 peak_tflops=989 out= (a JSON file) plot= (a PNG)
 What is assumed, and every formula: docs/scaling.md"""
 _MASK_RATE = 0.15
+_FLOPS_AGREE_WITHIN = 0.02  # benchmarks round the vocabulary
 _SIZES = ("tiny", "small", "base", "large")
 
 
@@ -292,7 +293,7 @@ def _plan(options: Options) -> Plan:
 def _single(options: Options, sizes: Sizes) -> tuple[Single, str]:
     """One device's step, and where it is from."""
     if options.measured:
-        options = _of_benchmark(options)
+        options = _of_benchmark(options, sizes)
     if options.step_s:
         basis = f"Measured: a step of {options.sequences} sequences takes {1e3 * options.step_s:.2f} ms on one device"
         step_s = options.step_s
@@ -315,11 +316,11 @@ def _single(options: Options, sizes: Sizes) -> tuple[Single, str]:
     return Single(step_s, options.sequences, options.seq_length, options.update_s, kept), basis
 
 
-def _of_benchmark(options: Options) -> Options:
+def _of_benchmark(options: Options, sizes: Sizes) -> Options:
     """The options with a step and its memory as ``benchmarks/step.py`` wrote them down.
 
     Raises:
-        UserError: no such file, or no row of this model and length in it.
+        UserError: no such file, no row of this model and length in it, or one of another depth or width.
     """
     try:
         kept = json.loads(Path(options.measured).read_text())
@@ -336,6 +337,13 @@ def _of_benchmark(options: Options) -> Options:
         raise UserError(
             f"measured={options.measured} has no step of {family} of size {size} at {options.seq_length} tokens: "
             f"there is {there or 'nothing'}"
+        )
+    found = (row["our_flops_per_s"] or 0.0) * row["block_s"]["ours"] / row["sequences"]
+    due = 3 * sizes.forward_flops
+    if abs(found / due - 1) > _FLOPS_AGREE_WITHIN:
+        raise UserError(
+            f"measured={options.measured} is of another model than {options.arch}: a sequence of its step takes "
+            f"{found / 1e9:.1f} billion operations, not {due / 1e9:.1f}; give step.py its layers= and vocab_size="
         )
     return replace(
         options,
