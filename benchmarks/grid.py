@@ -121,13 +121,13 @@ def compared(found: Measured, ours: str = "ours") -> dict[str, dict[str, Any]]:
 
 def busy(ratio: Mapping[str, Any], found: Measured) -> bool:
     """Whether the machine did something else meanwhile: it says so, a ratio spreads, or differs between two clocks."""
-    if found.other_cores > BUSY_CORES:
-        return True
     low, high = ratio["wall"]["quartiles"]
     if high > BUSY_ABOVE * low:
         return True
-    if "cpu" not in ratio:
+    if "cpu" not in ratio:  # of a GPU's work it says little what the processor's cores do
         return False
+    if found.other_cores > BUSY_CORES:
+        return True
     apart = ratio["wall"]["median"] / ratio["cpu"]["median"]
     return max(apart, 1 / apart) > BUSY_ABOVE
 
