@@ -29,10 +29,9 @@ from cramming.errors import UserError
 from cramming.exchange import importing
 from cramming.exchange.importing import Request
 from cramming.exchange.opening import opened
-from cramming.exchange.weights import Weights
+from cramming.exchange.weights import INIT, Weights
 from cramming.model import Model
 
-RECORD = "init.json"  # in a run's folder: where its first weights came from
 _OPTION = "checkpoint"  # of the group arch, while a command is composed
 _BEGUN = "metrics.jsonl"
 _log = logging.getLogger(__name__)
@@ -114,7 +113,8 @@ def initialize(model: Model, config: PretrainConfig, tokenizer: Tokenizer) -> di
     differing = _differences(weights.arch, config.arch)
     _log.info("%s%s", importing.summary(weights, model), f"; changed: {', '.join(differing)}" if differing else "")
     grown = {f"init_{name}": way for name, way in ways.items() if way is not None}
-    return {"checkpoint": config.init_from, **weights.origin, **grown, "changed": differing}
+    told = {"one_type": True} if weights.one_type else {}
+    return {"checkpoint": config.init_from, **weights.origin, **grown, **told, "changed": differing}
 
 
 def data_of(config: PretrainConfig, run_dir: Path) -> DataConfig:
@@ -160,13 +160,13 @@ def placed(tokenizer: Tokenizer, data_dir: Path) -> Path:
 
 def record(run_dir: Path, origin: dict[str, Any]) -> None:
     """Write down where a run's first weights came from."""
-    write_atomically(run_dir / RECORD, (json.dumps(origin, indent=2) + "\n").encode())
+    write_atomically(run_dir / INIT, (json.dumps(origin, indent=2) + "\n").encode())
 
 
 def recorded(run_dir: Path) -> dict[str, Any] | None:
     """Where a run's first weights came from; None: they were drawn."""
     try:
-        found = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        found = json.loads((run_dir / INIT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -1,6 +1,7 @@
 """A checkpoint opened: which model it is of, its weights under our names, and its tokenizer, whatever form it had."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.model import Model
 
+INIT = "init.json"  # in a run's folder: where its first weights came from
 IMPORTED = "import.json"  # in the folder of what is no run, but was imported: where it comes from
 LONGEST = 512  # tokens of a sequence to lay a model out for that takes any length
 
@@ -37,6 +39,7 @@ class Weights:
         left_out: tensors of the checkpoint that the head has no use for.
         data: the corpus it was trained on, as ``data=`` has it; None: it is not known, or not on this machine.
         active_layers: those that ran when it was saved, where a method adds layers as it goes; None: all of them.
+        one_type: all its pretraining took tokens for type 0, as ours does; other rows of its table are as drawn.
     """
 
     title: str
@@ -50,6 +53,7 @@ class Weights:
     left_out: tuple[str, ...] = ()
     data: Mapping[str, Any] | None = None
     active_layers: tuple[int, ...] | None = None
+    one_type: bool = False
 
     def model(self) -> Model:
         """The model with these weights and the layers that are active, in evaluation mode.
@@ -122,6 +126,7 @@ def of_run(found: folder.Found, averaged: bool = True) -> Weights:
         origin={"run": found.name, "step": found.checkpoint.step},
         data=None if is_imported(found.run_dir) else corpus(config.data),
         active_layers=None if layers is None else tuple(layers),
+        one_type=_one_type(found.run_dir),
     )
     lent = _lent(config, saved) if averaged else {}
     if lent:
@@ -130,6 +135,19 @@ def of_run(found: folder.Found, averaged: bool = True) -> Weights:
         state = {**state, **{name: values[id(p)] for name, p in parameters if id(p) in values}}
     origin = {**weights.origin, "weights_sha256": sha256(state), **({"averaged": True} if lent else {})}
     return replace(weights, state=state, origin=origin)
+
+
+def _one_type(run_dir: Path) -> bool:
+    """Whether a run, and those it began with, were pretrained here from the start."""
+    if is_imported(run_dir):
+        return False
+    try:
+        record = json.loads((run_dir / INIT).read_text())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir / INIT} is damaged ({error})") from error
+    return bool(isinstance(record, dict) and record.get("one_type"))
 
 
 def _lent(config: PretrainConfig, saved: Mapping[str, Any]) -> Mapping[str, Tensor]:
