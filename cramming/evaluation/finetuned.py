@@ -23,7 +23,7 @@ from cramming.evaluation.tasks.task import Task
 from cramming.exchange.weights import Weights
 
 DROPOUT = 0.1  # of BERT and most after it, in fine-tuning (https://arxiv.org/abs/1810.04805, appendix A.3)
-_TYPES = "embeddings.token_type.weight"  # of our own families
+_TYPES = ("embeddings.token_type.weight", "embeddings.token_type_embeddings.weight")  # ours, and transformers'
 IGNORED = -100  # a word's label that is not judged
 _POOLERS = {"first": "zero_index", "mean": "avg"}
 
@@ -251,9 +251,10 @@ def _take_encoder(model: FineTuned, weights: Weights) -> None:
         if found != wanted:
             raise UserError(f"{weights.title}: {name!r} has shape {found}, and the model needs {wanted}")
     shared = {name: tensor for name, tensor in weights.state.items() if name in ours and not _of_head(name)}
-    if weights.one_type and _TYPES in shared:
+    if weights.one_type:
         # A second segment would be marked by what no pretraining has seen; so it begins as the first, which was.
-        shared[_TYPES] = shared[_TYPES][:1].expand_as(shared[_TYPES])
+        for name in (name for name in shared if name.endswith(_TYPES)):
+            shared[name] = shared[name][:1].expand_as(shared[name])
     model.encoder.load_state_dict(shared, strict=False)
 
 

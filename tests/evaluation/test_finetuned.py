@@ -68,6 +68,20 @@ def test_the_encoder_is_the_pretrained_one_and_the_head_is_drawn(family: str, ki
     assert carried > 10
 
 
+def test_a_second_segment_begins_as_the_first_where_pretraining_knew_no_other(family: str) -> None:
+    given = weights(family)
+    tables = [name for name in given.state if "token_type" in name]
+    told_apart, as_one = (
+        build(Start(replace(given, one_type=one)), task("classification"), SETTING, 0) for one in (False, True)
+    )
+    for name in tables:
+        theirs = given.state[name]
+        assert len(theirs) == 1 or not torch.equal(theirs[0], theirs[1])
+        assert torch.equal(told_apart.state_dict()[f"encoder.{name}"], theirs)
+        assert torch.equal(as_one.state_dict()[f"encoder.{name}"], theirs[:1].expand_as(theirs))
+    assert tables or family not in ("bert_tiny", "mosaic_tiny", "roberta_tiny", "albert_tiny")
+
+
 def test_untrained_takes_nothing_over(family: str) -> None:
     given = weights(family)
     made = {seed: build(Start(given, untrained=True), task("classification"), SETTING, seed) for seed in (0, 1)}

@@ -69,6 +69,17 @@ def test_a_run_takes_weights_architecture_and_tokenizer(source: Path, letters: P
     assert opened("more", str(tmp_path)).origin["weights_sha256"] != given.origin["weights_sha256"]
 
 
+def test_what_types_of_tokens_pretraining_knew_is_remembered(source: Path, letters: Path, tmp_path: Path) -> None:
+    """Ours takes every token for type 0; of what others trained nobody says."""
+    scratch = [word for word in words(source, letters, tmp_path) if not word.startswith("init_from=")]
+    pretraining(pretrain, [*scratch, "name=first", "arch=bert_tiny", "data.vocab_size=200", "train.batch_size=8"])
+    pretraining(pretrain, words(tmp_path / "first", letters, tmp_path, "name=second"))
+    pretraining(pretrain, words(source, letters, tmp_path, "name=of_others"))
+    told = {name: opened(name, str(tmp_path)).one_type for name in ("first", "second", "of_others")}
+    assert told == {"first": True, "second": True, "of_others": False}
+    assert not opened(str(source), "").one_type
+
+
 def test_a_killed_run_goes_on_bitwise_when_its_source_is_gone(source: Path, letters: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     shutil.copytree(source, gone)
