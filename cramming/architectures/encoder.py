@@ -288,8 +288,8 @@ class Classifier(Encoder):
     def _pays(self, mask: Tensor) -> bool:
         """Whether to compute padding, too: so little of it costs less than leaving it out.
 
-        Left out, products have another number of rows in nearly every batch, for each of which the library builds a
-        kernel, and sequences are attended to in several groups (benchmarks/finetuning.py).
+        Left out, products have another number of rows in nearly every batch, and the first of each shape takes longer
+        on a processor; and sequences are attended to in several groups (benchmarks/finetuning.py).
         """
         if self.attend_padding or len(self._attention) < len(self.blocks):  # other ways of mixing need zeros there
             return False

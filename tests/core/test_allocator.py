@@ -17,7 +17,7 @@ print(allocator.use(sys.argv[1]))
 def step():
     kept = [torch.ones(16, 1 << 20) for _ in range(4)]  # 64 MB each
     return sum(float(block[0, 0]) for block in kept)
-for _ in range(3):
+for _ in range(12):  # until blocks that are neighbours have found places to stay
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
@@ -26,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def _faults(choice: str) -> tuple[str, int]:
-    """What is in use, and the page faults of a fourth step of 256 MB, in a process of its own."""
+    """What is in use, and the page faults of a later step of 256 MB, in a process of its own."""
     ended = subprocess.run([sys.executable, "-c", _COUNTS, choice], capture_output=True, text=True, check=True)
     said, count = ended.stdout.split()
     return said, int(count)
@@ -34,15 +34,12 @@ def _faults(choice: str) -> tuple[str, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told")
 def test_a_later_step_asks_for_no_page_again() -> None:
+    kept, few = _faults("auto")
     given_back, many = _faults("system")
     assert given_back == "system"
-    for _ in range(3):  # in one of many processes, on a busy machine, keeping made no difference; why is not known
-        kept, few = _faults("auto")
-        if kept == "system":
-            pytest.skip("this C library cannot be told")
-        if few < many / 2:
-            break
-    assert few < many / 2
+    if kept == "system":
+        pytest.skip("this C library cannot be told")
+    assert few < many / 10
 
 
 def test_the_last_word_counts() -> None:

@@ -15,14 +15,6 @@ from tests.session import runs
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
-    text = "\n\n".join(" ".join(words[(i * j) % len(words)] for j in range(1, 40)) for i in range(1, 200))
-    (tmp_path / "text.txt").write_text(text)
-    return tmp_path
-
-
 def train(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
     """Weights after 12 steps; ``name=`` says which run."""
     pretraining(pretrain, runs.command(folder, "impl.precision=auto", "impl.microbatch_size=auto", *overrides))

@@ -15,14 +15,6 @@ from tests.session import runs
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
-    text = "\n\n".join(" ".join(words[(i * j) % len(words)] for j in range(1, 40)) for i in range(1, 200))
-    (tmp_path / "text.txt").write_text(text)
-    return tmp_path
-
-
 @pytest.mark.parametrize("compiled", ["true", "false"])
 def test_a_profile_has_the_device_s_time_and_changes_nothing(folder: Path, compiled: str) -> None:
     words = ["impl.precision=auto", f"impl.compile={compiled}"]
