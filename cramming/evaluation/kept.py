@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cramming import durable
+from cramming import durable, faults
 from cramming.evaluation.finished import JOBS, MODEL, RESULT
 from cramming.evaluation.job import Job, JobResult
 from cramming.recording.strict_json import dumps
 
 ABOUT = "job.json"
 ERROR = "error.log"
+_REMOVING = f".{MODEL}.part"
 
 
 def folder_of(suite_dir: Path, key: str) -> Path:
@@ -83,16 +84,21 @@ def write_error(suite_dir: Path, key: str, trace: str) -> Path:
     return folder / ERROR
 
 
-def drop_model(suite_dir: Path, key: str) -> None:
-    """Remove a job's model, if it was kept; what a kill leaves of it does not pass for one."""
-    model = model_of(suite_dir, key)
-    if model.is_dir():
-        unfinished = unfinished_model(suite_dir, key)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        durable.replace(model, unfinished, "job-model-drop")
-        shutil.rmtree(unfinished, ignore_errors=True)
+def tidy(suite_dir: Path, key: str, with_model: bool) -> None:
+    """Leave of a job that is done what is to stay; what a kill left half-written or half-removed goes too.
 
-
-def unfinished_model(suite_dir: Path, key: str) -> Path:
-    """Where a job's model is written before it is whole."""
-    return folder_of(suite_dir, key) / f".{MODEL}.part"
+    Args:
+        suite_dir: where results are.
+        key: of a job that nobody is doing.
+        with_model: whether its model stays, if it was kept.
+    """
+    folder = folder_of(suite_dir, key)
+    if not with_model and (folder / MODEL).is_dir():
+        shutil.rmtree(folder / _REMOVING, ignore_errors=True)
+        durable.replace(folder / MODEL, folder / _REMOVING, "job-model-drop")  # half a model does not pass for one
+        faults.point("job-model-dropped")
+    for unfinished in folder.glob(".*"):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)

@@ -177,8 +177,8 @@ class Runner:
     def _prune(self, task: str) -> None:
         stay = self._to_stay(task) | self._parents
         for outcome in self.outcomes.values():
-            if outcome.job.task == task and outcome.result is not None and outcome.job.key not in stay:
-                kept.drop_model(self.shared.suite_dir, outcome.job.key)
+            if outcome.job.task == task and outcome.result is not None:
+                kept.tidy(self.shared.suite_dir, outcome.job.key, with_model=outcome.job.key in stay)
 
     def _has_result(self, key: str) -> bool:
         return key in self.outcomes and self.outcomes[key].result is not None

@@ -30,12 +30,13 @@ POINTS = {
     "job-result-fsync": 2,
     "job-result-rename": 2,
     "job-model-drop-rename": 1,
+    "job-model-dropped": 1,
     "job-settled": 4,
     "baselines-write": 1,
     "results-write": 3,
     "results-rename": 3,
 }
-SAMPLE = ("job-result-rename:1",)
+SAMPLE = ("job-result-rename:1", "job-model-dropped:1")
 IN_WORKERS = ("job-begun", "saved", "job-trained", "job-about", "job-result")
 
 
