@@ -19,14 +19,14 @@ from functools import partial
 
 from benchmarks.comparison import Mode, run
 from benchmarks.presentation import CONTENDED, Page
-from benchmarks.reporting import asked, folder, keep
+from benchmarks.reporting import asked, folder, keep, spread
 from benchmarks.step import StepOptions, sides
 from cramming.cli import run_command
 from cramming.errors import UserError
 from cramming.suggest import nearest
 
 # What is measured for each: the same model is in transformers, or only the limit and a scoring pass are beside it.
-_OWN = ["limit", "scoring"]
+_OWN = ["limit", "scoring", "forward_limit"]
 _LIBRARY = [*_OWN, "autocast", "low"]
 MODELS: dict[str, dict[str, Any]] = {
     "bert_small": {"archs": ["bert"], "size": "small", "tokens": 8192, "baselines": _LIBRARY},
@@ -79,15 +79,29 @@ class Options:
 
 def page(rows: dict[str, dict[str, Any]]) -> Page:
     """The table of all models, whose rows are those of ``step.py``."""
-    columns = ["model", "goals", "share of limit", "against autocast", "against 16-bit weights", "scoring pass / step"]
-    columns.append("tokens/s")
+    columns = [
+        "model",
+        "goals",
+        "share of limit",
+        "against autocast",
+        "its share",
+        "against 16-bit weights",
+        "its share",
+    ]
+    columns += ["whose share is", "scoring pass / step", "its products / step", "tokens/s"]
     shown = []
     for model, row in rows.items():
         goals = _GOALS.get(model)
         said = f"{goals[0]:.2f}, {goals[1]:g}x, {goals[2]:g}x" if goals else ""
-        cells = [_ratio(row, side) for side in ("limit", "autocast", "low", "scoring")]
+        cells = [_ratio(row, "limit")]
+        for side in ("autocast", "low"):
+            cells += [_ratio(row, side), _share(row, side)]
+        cells += [_ratio(row, side) for side in ("scoring", "forward_limit")]
         shown.append([model, said, *cells, f"{row['tokens_per_s']['ours']:,.0f}" if row["tokens_per_s"] else ""])
-    notes = ["median of the pairs, quartiles in brackets; the share is seconds of the products alone over a step's"]
+    notes = [
+        "median of the pairs, quartiles in brackets; a share is seconds of our step's products alone over a step's",
+        "against theirs, no step can be faster than one over their share",
+    ]
     if any(CONTENDED in cell for cells in shown for cell in cells):
         notes.append("contended: the ratio spread too far, or something else was running; measure again")
     return Page("Training steps, 128 tokens", columns, shown, notes)
@@ -97,8 +111,21 @@ def _ratio(row: dict[str, Any], side: str) -> str:
     found = row["ratios"].get(side)
     if found is None:
         return row["unfit"].get(side, "")  # type: ignore[no-any-return]
-    low, high = found["wall"]["quartiles"]
-    return CONTENDED if found["busy"] else f"{found['wall']['median']:.2f} ({low:.2f}-{high:.2f})"
+    return _cell(found["wall"], found["busy"])
+
+
+def _share(row: dict[str, Any], side: str) -> str:
+    """Of the limit, what a side of theirs reaches."""
+    limit, theirs = row["ratios"].get("limit"), row["ratios"].get(side)
+    if limit is None or theirs is None:
+        return ""
+    pairs = zip(limit["wall"]["pairs"], theirs["wall"]["pairs"], strict=True)
+    return _cell(spread([one / other for one, other in pairs]), limit["busy"] or theirs["busy"])
+
+
+def _cell(ratio: dict[str, Any], contended: bool) -> str:
+    low, high = ratio["quartiles"]
+    return CONTENDED if contended else f"{ratio['median']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def main() -> None:

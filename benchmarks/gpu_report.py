@@ -116,7 +116,7 @@ def _tests(folder: str, expected_s: float) -> Stage:
 
 
 def _step(family: str, size: str, length: int, compiled: bool = True) -> Stage:
-    baselines = "[limit,scoring,autocast,low]" if family == "bert" else "[limit,scoring,autocast]"
+    baselines = "[limit,scoring,forward_limit,autocast,low]" if family == "bert" else "[limit,scoring,autocast]"
     words = f"archs=[{family}] size={size} lengths=[{length}] tokens={TOKENS[size]} baselines={baselines} mfu=true"
     words += f" pairs=9 cell_s=10 compile={str(compiled).lower()}"
     name = f"step_{family}_{size}_{length}{'' if compiled else '_eager'}"

@@ -9,7 +9,8 @@ matrix products and Fourier transforms and nothing else, so that its ratio is th
 Theirs is the usual step of a training with transformers: labels of -100 where nothing is predicted, clipping, fused
 AdamW, and ``autocast`` over float32 weights, which is what their Trainer does, or ``low``, weights of low precision
 throughout. ``scoring`` is what a method asks for that judges sequences before it trains on them: the losses of the same
-batch. "Does not fit" is a result: see README.md for the protocol.
+batch, and ``forward_limit`` is a replay of what that multiplies. "Does not fit" is a result: see README.md for the
+protocol.
 """
 
 import sys
@@ -143,11 +144,12 @@ class Limit(Replay):
     loss: float | None = None
 
 
-def limit(case: Case, options: StepOptions) -> Limit:
-    """What our step multiplies."""
+def limit(case: Case, options: StepOptions, gradients: bool = True) -> Limit:
+    """What our step multiplies, or its passes forward alone."""
     device = options.where()
     model = case.our_model().to(device, DTYPES[options.passes_in()])
-    return Limit(recorded(model, case.batch().to(device), options.microbatch(case, theirs=False)), device)
+    size = options.microbatch(case, theirs=False)
+    return Limit(recorded(model, case.batch().to(device), size, gradients), device)
 
 
 def sides(options: StepOptions, case: Case) -> Builders:
@@ -161,6 +163,7 @@ def sides(options: StepOptions, case: Case) -> Builders:
     own: dict[str, Callable[[], Side]] = {
         "limit": partial(limit, case, options),
         "scoring": partial(Scoring, case, options),
+        "forward_limit": partial(limit, case, options, gradients=False),
     }
     return options.with_beside(case, partial(Ours, options=options), {**own, **theirs})
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attention_scaling, forward, grid, step
+from benchmarks import attention_scaling, bench, forward, grid, step
 from benchmarks.architectures import FAMILIES, IN_TRANSFORMERS, SIZES, Case, dense_labels
 from benchmarks.comparison import Mode, run
-from benchmarks.presentation import page
+from benchmarks.presentation import CONTENDED, page
+from benchmarks.reporting import spread
 from cramming.errors import UserError
 from cramming.profiling.replay import Operand, Replay, recorded
 
@@ -221,8 +222,8 @@ def test_in_processes_of_their_own(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     short, long = json.loads(out.read_text())["rows"]
-    assert set(short["ratios"]) == {"limit", "scoring", "float32"}
-    assert long["unfit"] == dict.fromkeys(("ours", "limit", "scoring", "float32"), "out of memory")
+    assert set(short["ratios"]) == {"limit", "scoring", "forward_limit", "float32"}
+    assert long["unfit"] == dict.fromkeys(("ours", "limit", "scoring", "forward_limit", "float32"), "out of memory")
     assert "does not fit" in ended.stdout
 
 
@@ -239,11 +240,23 @@ def test_the_whole_table_as_it_is_typed(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     models = json.loads(out.read_text())["models"]
-    assert set(models["bert_small"]["rows"][0]["ratios"]) >= {"limit", "scoring"}
-    assert set(models["m2_base"]["rows"][0]["ratios"]) == {"limit", "scoring"}
+    assert set(models["bert_small"]["rows"][0]["ratios"]) >= {"limit", "scoring", "forward_limit"}
+    assert set(models["m2_base"]["rows"][0]["ratios"]) == {"limit", "scoring", "forward_limit"}
     shown = out.with_suffix(".md").read_text()
     assert shown in ended.stdout
     assert "| m2_base |" in shown
+
+
+def test_what_theirs_reaches_of_the_limit_is_of_the_same_pairs() -> None:
+    def ratio(*pairs: float) -> dict[str, Any]:
+        return {"wall": spread(list(pairs)), "busy": False}
+
+    ratios = {"limit": ratio(0.5, 0.6, 0.8), "autocast": ratio(2.0, 1.0, 4.0)}  # 0.25, 0.6 and 0.2 of it
+    shown = bench.page({"m": {"ratios": ratios, "unfit": {}, "tokens_per_s": {"ours": 1.0}}}).rows[0]
+    assert shown[2:6] == ["0.60 (0.50-0.80)", "2.00 (1.00-4.00)", "0.25 (0.20-0.60)", ""]
+    ratios["limit"]["busy"] = True
+    shown = bench.page({"m": {"ratios": ratios, "unfit": {}, "tokens_per_s": {"ours": 1.0}}}).rows[0]
+    assert shown[2:5] == [CONTENDED, "2.00 (1.00-4.00)", CONTENDED]
 
 
 def test_scaling_with_the_length(
