@@ -4,6 +4,7 @@ The core never imports what lives above it: entry points fill the registry (``cr
 everything here is looked up there or reached through the typed configuration.
 """
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -28,7 +29,8 @@ from cramming.exchange import initializing
 from cramming.hashing import key
 from cramming.method import Chain, Method
 from cramming.model import Model
-from cramming.optim import OptimConfig, for_model
+from cramming.optim import OptimConfig, for_model, is_fused
+from cramming.plain import ALL, WAYS
 from cramming.precision import DTYPES
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
@@ -39,6 +41,7 @@ from rst.clock import Clock
 from rst.costs import StepsCost
 from rst.work import Work
 
+_log = logging.getLogger(__name__)
 _REFERENCE_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -68,9 +71,10 @@ class Parts:
         if resolved.attention != "auto":
             _check_attention(model, resolved)
             model.attention = resolved.attention
+        model.compute_plainly(resolved.plain)
         return Engine(
             model,
-            for_model(train.optim, model),
+            for_model(train.optim, model, fused="fused_optimizer" not in resolved.plain),
             clock,
             precision=resolved.precision,
             microbatch_size=resolved.microbatch_size or 1,
@@ -245,6 +249,7 @@ def build_run(
     stream = parts.stream(store, lambda: mask_rate(clock.progress))
     run = Run(config, model, engine, stream, clock, method, train.schedule, _batch_size(config))
     method.setup(run)
+    _say_what_stays(config, engine)
     return run, resolved
 
 
@@ -330,6 +335,25 @@ def flops_of(parts: Parts, model: Model) -> Callable[[Work], float]:
         return passes * work.sequences * total
 
     return flops
+
+
+def fast_ways(engine: Engine) -> frozenset[str]:
+    """Of ``cramming.plain.WAYS``, those there are in a run: its model's, and those of the step around it."""
+    cast = {"cast_once"} if engine.precision != "float32" else set()
+    fused = {"fused_optimizer"} if is_fused(engine.optimizer) is not None else set()
+    return engine.model.all_ways | cast | fused
+
+
+def _say_what_stays(config: PretrainConfig, engine: Engine) -> None:
+    """A line for each name in ``impl.plain`` that changes nothing in this run."""
+    asked, ways = set(config.impl.plain), fast_ways(engine)
+    packed = config.data.layout == "packed"
+    if packed and config.train.separate_documents and asked & {ALL, "unpadding"} and "unpadding" in ways:
+        _log.info("impl.plain=[unpadding] changes nothing: documents that are kept apart have rows of their own")
+    elif packed:
+        ways -= {"unpadding"}
+    for name in sorted(asked - {ALL} - ways):
+        _log.info("impl.plain=[%s] changes nothing: there is no such thing in this run (%s)", name, WAYS[name].fast)
 
 
 def _batch_size(config: PretrainConfig) -> Callable[[float], int]:

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import II, MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cramming import registry
+from cramming import plain, registry
 from cramming.allocator import CHOICES as ALLOCATORS
 from cramming.data.config import OF_CHECKPOINT, TRAINED_HERE
 from cramming.errors import UserError
@@ -82,6 +82,7 @@ class ImplConfig:
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"
     allocator: str = "auto"  # keep: memory that was freed stays with the process, on Linux; system: it is given back
+    plain: list[str] = field(default_factory=list)  # fast ways to leave out, as cramming/plain.py names them; [all]
     log_every_steps: int = 10
     validate_every_h: float | None = None  # hours of budget; at the end in any case
     validate_sequences: int = 10_000  # at most so many held-out sequences, the first ones
@@ -280,6 +281,7 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"impl.attention={impl.attention} is unknown; there are: {', '.join(ATTENTION)}")
     if impl.allocator not in ALLOCATORS:
         raise UserError(f"impl.allocator={impl.allocator} is unknown; there are: {', '.join(ALLOCATORS)}")
+    plain.chosen(impl.plain)  # refuses what is no name
     if impl.compile not in ("auto", True, False):
         raise UserError(f"impl.compile={impl.compile} must be auto, true or false")
     for key in ("log_every_steps", "keep_checkpoints", "validate_sequences", "profile_steps"):

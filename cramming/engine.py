@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cramming import optim
 from cramming.batch import Batch
 from cramming.differentiation import differentiating_twice, hessian_product
 from cramming.errors import UserError
@@ -68,7 +69,7 @@ class Engine:
         self._scale = FIRST_SCALE if precision == "float16" else 1.0
         self._good_steps = 0
         self.phases: Phases = UNWATCHED
-        self._copy = WorkingCopy(model, precision)
+        self._copy = WorkingCopy(model, precision, once="cast_once" not in model.plain)
         self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
         if compile:
@@ -303,7 +304,7 @@ class Engine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them up."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.load(self.optimizer, state["optimizer"])
         self._scale, self._good_steps = state["scale"], state["good_steps"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         self.grad_norm = state["grad_norm"]

@@ -3,7 +3,7 @@
 Shape legend: B sequences, S positions, P prediction slots, H hidden, L layers, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Model(nn.Module):
             time, the same gradients (https://arxiv.org/abs/1604.06174).
         attention: how attention is computed (``cramming.config.ATTENTION``), where that can be chosen.
         drops_tokens: whether some layers can run on part of a sequence's tokens only (``batch.kept``).
+        ways: of ``cramming.plain.WAYS``, those that the model itself decides about; modules in it may have some, too.
+        plain: those that are to be plain, see ``compute_plainly``.
     """
 
     blocks: nn.ModuleList
@@ -44,6 +46,8 @@ class Model(nn.Module):
     gradient_checkpointing: bool = False
     attention: str = "auto"
     drops_tokens: bool = False
+    ways: frozenset[str] = frozenset()
+    plain: frozenset[str] = frozenset()
 
     @property
     def layers(self) -> int:
@@ -94,6 +98,22 @@ class Model(nn.Module):
             dtype: of the passes.
         """
         return None if form == "auto" else f"{type(self).__name__} computes it in its own way"
+
+    @property
+    def all_ways(self) -> frozenset[str]:
+        """The ways of the model and of every module in it."""
+        return frozenset().union(*(getattr(module, "ways", ()) for module in self.modules()))
+
+    def compute_plainly(self, names: Iterable[str]) -> None:
+        """Compute in these ways plainly, in all others fast; before an engine makes a copy of the model.
+
+        Args:
+            names: of ``cramming.plain.WAYS``; those that the model does not have change nothing.
+        """
+        plain = frozenset(names)
+        for module in self.modules():
+            if hasattr(module, "ways"):
+                module.plain = plain  # type: ignore[assignment]
 
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
         """Learning rates and weight decay that parameters have of their own, whatever the optimizer's are.

@@ -27,14 +27,17 @@ class WorkingCopy(Generic[M]):
         shared: names of parameters that passes read as they are.
         own_gradients: keep the memory of float32 gradients from step to step, for whoever has no use for them after a
             step.
+        once: the copy holds until the weights change; else weights are cast again for every microbatch.
 
     Attributes:
         module: what passes run on.
         pairs: each of the model's parameters, but for the shared ones, beside the module's.
     """
 
-    def __init__(self, model: M, precision: str, shared: Collection[str] = (), *, own_gradients: bool = False) -> None:
-        self.model = model
+    def __init__(
+        self, model: M, precision: str, shared: Collection[str] = (), *, own_gradients: bool = False, once: bool = True
+    ) -> None:
+        self.model, self._once = model, once
         self.module: M = model if precision == "float32" else copy.deepcopy(model).to(DTYPES[precision])
         for name in shared:
             place, _, key = name.rpartition(".")
@@ -79,6 +82,8 @@ class WorkingCopy(Generic[M]):
                 first.append((parameter.grad, gradient))
         if first:
             torch._foreach_copy_([wide for wide, _ in first], [gradient for _, gradient in first])
+        if not self._once:
+            self._versions = []
 
     def _memory(self, parameter: nn.Parameter) -> Tensor:
         """For a gradient, its values whatever they are."""

@@ -10,12 +10,12 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from cramming import allocator
+from cramming import allocator, plain
 from cramming.config import ImplConfig
 from cramming.durable import write_atomically
 from cramming.errors import UserError
@@ -37,6 +37,7 @@ class Resolved:
     compile: bool
     microbatch_size: int | None  # None: not yet found
     attention: str = "auto"  # decided anew for every batch, by its length and padding
+    plain: list[str] = field(default_factory=list)  # see ``cramming/plain.py``
 
 
 def device() -> torch.device:
@@ -62,6 +63,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         compile=known.compile if impl.compile == "auto" else impl.compile,
         microbatch_size=known.microbatch_size if impl.microbatch_size == "auto" else impl.microbatch_size,
         attention=impl.attention,
+        plain=plain.chosen(impl.plain),
     )
     missing = lacking(asked.precision, where)
     if missing:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cramming import allocator, checkpoint, faults, folder, resolve
-from cramming.build import Parts, build_method, build_run, check_accounts, split_of
+from cramming.build import Parts, build_method, build_run, check_accounts, fast_ways, split_of
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
@@ -23,6 +23,7 @@ from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
 from cramming.interruption import Interrupted, Signals, noted
 from cramming.peak import peak_flops_per_s
+from cramming.plain import described
 from cramming.profiling.profile import profile_of
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
@@ -268,6 +269,8 @@ class Session:
             "fast_paths": {
                 **asdict(self.resolved),
                 "allocator": allocator.in_use(),
+                "gradient_checkpointing": run.model.gradient_checkpointing,
+                **described(fast_ways(run.engine), self.resolved.plain),
                 **run.model.fast_paths(run.stream.store.seq_length),
             },
             "git_revision": git_revision(),

@@ -17,6 +17,7 @@ from cramming.architectures.layers.heads import ClassificationHead, MaskedLangua
 from cramming.architectures.layers.unpadding import Layout, Queries
 from cramming.batch import Batch
 from cramming.model import Model
+from cramming.plain import described
 from rst.work import Kind, Work
 
 _NEARLY_FULL = 0.875  # of a batch's cells hold tokens
@@ -118,13 +119,18 @@ class Encoder(Model):
         forms = {
             "attention": taken(torch.float32, False),
             "attention_in_16_bits": taken(torch.bfloat16, False),
-            "attention_unpadded": taken(torch.bfloat16, True),
+            "attention_unpadded": taken(torch.bfloat16, "unpadding" not in self.plain),
         }
         if forms["attention_unpadded"] == forms["attention_in_16_bits"]:
             del forms["attention_unpadded"]
         if forms["attention_in_16_bits"] == forms["attention"]:
             del forms["attention_in_16_bits"]
-        return {**forms, "vocabulary": "predicted positions only", "last_layer": "predicted positions only"}
+        return {**forms, **described(self.all_ways, self.plain)}
+
+    @property
+    def ways(self) -> frozenset[str]:  # type: ignore[override]
+        """Padding that is attended to has to be computed."""
+        return frozenset() if self.attend_padding else frozenset({"unpadding"})
 
     def layout(
         self,
@@ -134,13 +140,16 @@ class Encoder(Model):
         starts: Tensor | None = None,
     ) -> Layout:
         """Which cells of (B, S) are computed, and which of them together; arguments as of ``Layout.of``."""
-        return Layout.of(inputs, starts=starts) if self.attend_padding else Layout.of(inputs, mask, lengths, starts)
+        if self.attend_padding:
+            return Layout.of(inputs, starts=starts)
+        # Documents that are apart have rows of their own in any case.
+        return Layout.of(inputs, mask, lengths, starts, computed="unpadding" in self.plain and starts is None)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states, zero at padding: -> (B, S, H)."""
         layout = self.layout(batch.inputs, lengths=batch.lengths, starts=batch.starts)
         states = layout.scatter(self.encode(batch.inputs, layout)[0])
-        if self.attend_padding and batch.lengths is not None:  # padding was computed
+        if batch.lengths is not None and (self.attend_padding or layout.cells is None):  # padding was computed
             states = states * (torch.arange(batch.length, device=states.device) < batch.lengths[:, None])[..., None]
         return states
 
@@ -208,11 +217,18 @@ class MaskedLanguageModel(Encoder):
 
     head: MaskedLanguageHead
 
+    @property
+    def ways(self) -> frozenset[str]:  # type: ignore[override]
+        return super().ways | {"predicted_positions"}
+
     def forward(self, batch: Batch, logits: bool = False) -> Tensor:
-        """Losses at the predicted positions, -> (B, P) float32, zero in empty slots; or logits there, -> (B, P, V)."""
+        """Losses at predicted positions, -> (B, P) float32, finite in empty slots; or logits there, -> (B, P, V)."""
         layout = self.layout(batch.inputs, lengths=batch.lengths, starts=batch.starts)
+        if "predicted_positions" in self.plain:
+            return self._everywhere(batch, layout, logits)
         # Where sequences differ in length so does the number of slots in use, and shapes vary anyway.
-        kept = None if batch.lengths is None or logits else batch.weights.flatten().nonzero().squeeze(1)
+        fixed = batch.lengths is None or logits or "unpadding" in self.plain
+        kept = None if fixed else batch.weights.flatten().nonzero().squeeze(1)
         queries = Queries(layout.rows_of(batch.positions), kept)
         x, decoder = self.encode(batch.inputs, layout, queries=queries, part=self._part(batch, layout))
         if logits:
@@ -222,6 +238,18 @@ class MaskedLanguageModel(Encoder):
         if kept is not None:
             losses = losses.new_zeros(batch.labels.numel()).index_copy(0, kept, losses)
         return losses.view(batch.labels.shape)
+
+    def _everywhere(self, batch: Batch, layout: Layout, logits: bool) -> Tensor:
+        """The same, with all tokens through the last layer, the head and the vocabulary."""
+        x, decoder = self.encode(batch.inputs, layout, part=self._part(batch, layout))
+        rows = layout.rows_of(batch.positions)
+        if logits:
+            scores: Tensor = self.head(x, decoder)
+            return scores[rows]
+        slots = batch.positions.where(batch.weights > 0, batch.length)  # empty ones: a column that is cut off
+        labels = batch.inputs.new_zeros(len(batch), batch.length + 1).scatter(1, slots, batch.labels)[:, :-1]
+        losses: Tensor = self.head.losses(x, decoder, layout.gather(labels))
+        return losses[rows]
 
     def flops(self, length: int, predicted: int, layers: int) -> float:
         """Floating-point operations of one sequence forward, a multiply-add counted as 2, products only.

@@ -24,6 +24,7 @@ from cramming.architectures.layers.unpadding import Layout
 from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.model import Model
+from cramming.plain import described
 
 _FORMS = {"math": "eager", "sdpa": "sdpa"}  # our names of how attention is computed -> theirs
 
@@ -230,6 +231,10 @@ class TransformersLanguageModel(TransformersEncoder):
         super().__init__(network, max_positions, stack, leaks)
         self.head = head
 
+    @property
+    def ways(self) -> frozenset[str]:  # type: ignore[override]
+        return self.head.ways
+
     def forward(self, batch: Batch, logits: bool = False) -> Tensor:
         """Losses at the predicted positions, -> (B, P) float32, zero in empty slots; or logits there, -> (B, P, V)."""
         layout = Layout.of(batch.inputs, lengths=batch.lengths, starts=batch.starts)
@@ -238,19 +243,20 @@ class TransformersLanguageModel(TransformersEncoder):
         if kept is not None:
             rows = rows[kept]
         cells = rows if layout.cells is None else layout.cells[rows]
-        inputs = self._inputs(batch.inputs, layout)
+        inputs, head = self._inputs(batch.inputs, layout), self.head.without(self.plain)
         with self._running():
             if logits:
-                scores = self.head.logits(self.network, inputs, lambda grid: grid.flatten(0, 1)[cells])
+                scores = head.logits(self.network, inputs, lambda grid: grid.flatten(0, 1)[cells])
                 return scores.view(*batch.positions.shape, -1)
             labels = batch.labels.flatten() if kept is None else batch.labels.flatten()[kept]
-            losses = self.head.losses(self.network, inputs, lambda grid: grid.flatten(0, 1)[cells], labels)
+            losses = head.losses(self.network, inputs, lambda grid: grid.flatten(0, 1)[cells], labels)
         if kept is not None:
             losses = losses.new_zeros(batch.labels.numel()).index_copy(0, kept, losses)
         return losses.view(batch.labels.shape)
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
-        return {**super().fast_paths(length), "vocabulary": self.head.path}
+        said = described(self.all_ways, self.plain)
+        return {**super().fast_paths(length), **said, "vocabulary": self.head.without(self.plain).path}
 
     def _twin(self, network: Any) -> "TransformersLanguageModel":
         return type(self)(network, self.max_positions, self.stack, self.head, self.leaks)

@@ -9,7 +9,7 @@ Shape legend: B sequences, S positions, N chosen rows, E width of the decoder, V
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,18 @@ class Head:
 
     path: str
     decoder: Decoder | None = None
+
+    @property
+    def ways(self) -> frozenset[str]:
+        """What of ``cramming.plain.WAYS`` it does."""
+        known = {FUSED: {"predicted_positions", "cross_entropy"}, ROWS: {"predicted_positions"}}
+        return frozenset(known.get(self.path, ()))
+
+    def without(self, plain: Collection[str]) -> "Head":
+        """What does not do these; the whole of the logits is made where every position is."""
+        if "predicted_positions" in plain:
+            return Head(EVERYWHERE)
+        return Head(ROWS) if "cross_entropy" in plain and self.path == FUSED else self
 
     def losses(self, network: Any, inputs: Inputs, pick: Pick, labels: Tensor) -> Tensor:
         """Cross entropy of the picked rows, (N,) float32, at labels (N,)."""

@@ -33,6 +33,7 @@ from cramming.architectures.layers.long_convolution import (
 )
 from cramming.architectures.layers.unpadding import Groups, Layout, Queries, groups_of
 from cramming.differentiation import twice
+from cramming.plain import described
 
 FORMS = ("fft", "direct")
 NORM_EPS = 1e-5  # of the norm before the mixer, whatever the model's other norms have
@@ -44,6 +45,9 @@ class SequenceMixer(nn.Module):
     Attributes:
         form: ``fft``, or ``direct``: the definition, which takes O(S^2) and can be exported.
     """
+
+    ways = frozenset({"convolution", "kept_filters"})
+    plain: frozenset[str] = frozenset()
 
     def __init__(self, config: M2Config, filter_length: int) -> None:
         super().__init__()
@@ -114,10 +118,12 @@ class SequenceMixer(nn.Module):
         if self.form == "direct" or projected.device.type == "meta":
             return direct(signals, short, filters.taps(), filters.skips()).flatten(1)
         points = transform_size(length, filters.length)
-        if twice():
+        if twice() or "kept_filters" in self.plain:
             spectra = spectra_of(filters.taps(min(filters.length, points // 2)), filters.skips(), points)
-            return plain_fft(signals, short, spectra).flatten(1)
-        return fft(signals, short, filters.spectra(points, length)).flatten(1)
+        else:
+            spectra = filters.spectra(points, length)
+        convolve = plain_fft if twice() or "convolution" in self.plain else fft
+        return convolve(signals, short, spectra).flatten(1)
 
 
 class M2Block(nn.Module):
@@ -159,13 +165,9 @@ class _M2(Encoder):
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest)."""
         points = transform_size(length or self.max_positions, self._mixers[0].filters.length)
-        by_fft = f"real transforms of {points} points, filters kept between weights"
-        return {
-            "attention": "none",
-            "convolution": by_fft if self.convolution == "fft" else "direct",
-            "vocabulary": "predicted positions only",
-            "last_layer": "predicted positions only",
-        }
+        said = described(self.all_ways, self.plain)
+        by_fft = f"real transforms of {points} points, {said['convolution']}"
+        return {**said, "attention": "none", "convolution": by_fft if self.convolution == "fft" else "direct"}
 
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
         """Rates and decay of filters and of positions, see ``M2Config``."""

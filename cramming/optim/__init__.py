@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cramming.errors import UserError
 from cramming.optim.config import OptimConfig
+from cramming.optim.fusing import is_fused, load, unfuse
 from cramming.optim.groups import parameter_groups
 from cramming.registry import lookup
 from cramming.suggest import nearest
@@ -23,7 +24,7 @@ from cramming.suggest import nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OptimConfig", "build", "for_model", "parameter_groups"]
+__all__ = ["OptimConfig", "build", "for_model", "is_fused", "load", "parameter_groups", "unfuse"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -55,9 +56,12 @@ def build(
     return _with_base_lr(cls(lr=lr, **hyperparameters), groups)
 
 
-def for_model(config: OptimConfig, model: "torch.nn.Module") -> "torch.optim.Optimizer":
-    """The optimizer a config describes, over a model's parameters."""
-    return _with_base_lr(config, parameter_groups(model, config.decay_norms, config.decay_biases))
+def for_model(config: OptimConfig, model: "torch.nn.Module", fused: bool = True) -> "torch.optim.Optimizer":
+    """The optimizer a config describes, over a model's parameters; in one kernel where torch has one, if ``fused``."""
+    optimizer = _with_base_lr(config, parameter_groups(model, config.decay_norms, config.decay_biases))
+    if not fused:
+        unfuse(optimizer)
+    return optimizer
 
 
 def _with_base_lr(

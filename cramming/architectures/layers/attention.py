@@ -5,6 +5,7 @@ A heads, D = H / A, T tokens after unpadding, N slots in use of the wanted queri
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,15 @@ from cramming.architectures.layers.unpadding import Group, Layout, Queries
 from cramming.differentiation import twice
 
 
-def math_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def math_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+    *,
+    drop: Callable[[Tensor, float], Tensor] = drop,
+) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v as written: (B, A, Q, D), 2 x (B, A, S, D), to (B, A, Q, S) -> (B, A, Q, D).
 
     The bias is added, masks too: the sum needs no pass in backward, and a masked key's probability is exactly zero.
@@ -66,6 +75,8 @@ class SelfAttention(nn.Module):
     Attributes:
         form: ``auto``, or the form that is to be taken.
     """
+
+    plain: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -104,6 +115,12 @@ class SelfAttention(nn.Module):
             rows = rows if queries is None else queries.select(rows)
         mixed: Tensor = self.output(rows)
         return mixed
+
+    @property
+    def ways(self) -> frozenset[str]:
+        """What of ``cramming.plain.WAYS`` there is to decide here."""
+        local = {"local_attention"} if self.window is not None and self.slopes is None else set()
+        return frozenset(local | ({"dropout"} if self.dropout else set()))
 
     def asked(self, dropout: float) -> Asked:
         """What a form must be able to do for this layer, with this much dropout of attention."""
@@ -245,11 +262,15 @@ class SelfAttention(nn.Module):
         # A block at a time is for running as it is written: there is no dropout in it, and nothing for a compiler.
         if form == "blocks" and not dropout and not torch.compiler.is_compiling() and not twice():
             return blockwise_attention(q, k, v, bias)
-        return math_attention(q, k, v, bias, dropout) if form == "math" else sdpa_attention(q, k, v, bias, dropout)
+        if form != "math":
+            return sdpa_attention(q, k, v, bias, dropout)
+        return math_attention(q, k, v, bias, dropout, drop=F.dropout if "dropout" in self.plain else drop)
 
     def _is_local(self, length: int) -> bool:
         """Whether the window is narrower than the whole sequence, and narrow enough for the chunks' overlap to pay."""
-        return self.window is not None and self.slopes is None and length > 4 * self.window
+        if self.window is None or self.slopes is not None or "local_attention" in self.plain:
+            return False
+        return length > 4 * self.window
 
     def _angles(self, k: Tensor, grid: Group | Layout, base: float) -> Tensor:
         """By which keys are turned, once for all layers of the same base."""

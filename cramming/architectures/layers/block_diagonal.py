@@ -61,6 +61,8 @@ class BlockDiagonalGatedFeedForward(nn.Module):
         dropout: of what goes into the outer layer, in training mode.
     """
 
+    plain: frozenset[str] = frozenset()
+
     def __init__(self, hidden: int, width: int, blocks: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
@@ -68,6 +70,11 @@ class BlockDiagonalGatedFeedForward(nn.Module):
         self.contract = BlockDiagonalLinear(width, hidden, blocks)
         # A block of values then stands beside one of gates, and is the inputs of two blocks of the outer layer.
         self.paired = blocks % 2 == 0 and hidden % blocks == 0 and width % blocks == 0
+
+    @property
+    def ways(self) -> frozenset[str]:
+        """What of ``cramming.plain.WAYS`` there is to decide here."""
+        return frozenset({"block_diagonal"} if self.paired else ())
 
     def growing_axes(self) -> dict[str, Axes]:
         """Blocks stay apart, and so do the two blocks of the outer layer that a block of the inner one leads to.
@@ -90,7 +97,7 @@ class BlockDiagonalGatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        if self.paired:
+        if self.paired and "block_diagonal" not in self.plain:
             return self._by_outputs(x)
         gates, values = self.expand(x).chunk(2, dim=-1)
         contracted: Tensor = self.contract(self.dropout(F.gelu(gates) * values))

@@ -59,12 +59,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, plain: bool = False
+) -> Tensor:
     """Natural-log cross entropy of softmax(x weight^T + bias) at ``labels``: (N, H), (V, H), (V,), (N,) -> (N,).
 
     A bias of None is none. Losses are float32 (float64 for float64 inputs) whatever the precision of the logits.
+    ``plain``: float32 logits, and torch's own function on them.
     """
-    if twice():
+    if plain or twice():
         scores = F.linear(x, weight)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return F.cross_entropy(scores if bias is None else scores + bias, labels, reduction="none")

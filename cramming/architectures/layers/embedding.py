@@ -92,6 +92,9 @@ class Embeddings(nn.Module):
         dtype: of what is looked up, where the table of words is in another type than all else; None: the table's.
     """
 
+    ways = frozenset({"word_gradient"})
+    plain: frozenset[str] = frozenset()
+
     def __init__(
         self,
         vocab_size: int,
@@ -120,7 +123,11 @@ class Embeddings(nn.Module):
 
     def forward(self, inputs: Tensor, layout: Layout, token_types: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embedded tokens and the word matrix for the decoder: (B, S) -> (T, H), (V, E); no types: all of type 0."""
-        words, alias = tied_lookup(self.word.weight, layout.gather(inputs), self.padding_id, self.row_gradients)
+        ids, table = layout.gather(inputs), self.word.weight
+        if "word_gradient" in self.plain and self.row_gradients is None:
+            words, alias = F.embedding(ids, table, self.padding_id), table
+        else:
+            words, alias = tied_lookup(table, ids, self.padding_id, self.row_gradients)
         if self.dtype is not None:
             words = words.to(self.dtype)
         x = self._placed(words, layout, token_types)

@@ -31,6 +31,9 @@ class MaskedLanguageHead(nn.Module):
         tied: use the embedding matrix; else one of its own.
     """
 
+    ways = frozenset({"cross_entropy"})
+    plain: frozenset[str] = frozenset()
+
     def __init__(
         self,
         hidden: int,
@@ -60,7 +63,8 @@ class MaskedLanguageHead(nn.Module):
 
     def losses(self, x: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy: (N, H), (V, E), (N,) -> (N,) float32."""
-        return linear_cross_entropy(self._transformed(x), self._decoder(embeddings), self.bias, labels)
+        plain = "cross_entropy" in self.plain
+        return linear_cross_entropy(self._transformed(x), self._decoder(embeddings), self.bias, labels, plain=plain)
 
     def _transformed(self, x: Tensor) -> Tensor:
         if self.dense is not None:

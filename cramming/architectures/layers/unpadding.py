@@ -143,12 +143,18 @@ class Layout:
 
     @staticmethod
     def of(
-        inputs: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None, starts: Tensor | None = None
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        *,
+        computed: bool = False,
     ) -> "Layout":
         """The layout of ``inputs`` (B, S).
 
         Padding is told by a mask (B, S), by lengths (B,), or absent; documents to keep apart by ``starts`` (B, S),
-        true at the first token of each, the first token of a sequence always being one.
+        true at the first token of each, the first token of a sequence always being one. ``computed``: padding is to
+        be computed like everything else, and attended to by nothing; not where documents are apart.
         """
         sequences, length = inputs.shape
         if lengths is not None:
@@ -158,6 +164,8 @@ class Layout:
         if mask is None:
             return Layout(sequences, length)
         mask = mask.bool()
+        if computed:
+            return Layout(sequences, length, mask=mask)
         cells = mask.flatten().nonzero().squeeze(1)
         holes = lengths is None and bool((_runs(mask) > 1).any())
         return Layout(sequences, length, cells, mask, _ends(mask.sum(1)), holes)
