@@ -155,7 +155,9 @@ class Variant(Case):
             return full
         random = torch.Generator().manual_seed(_SEED)
         shortest = max(1, self.length // SHORTEST)
-        lengths = torch.randint(shortest, self.length + 1, (self.sequences,), generator=random)
+        # Evenly spread, so that the share of padding is the same at every length.
+        places = (torch.arange(self.sequences) + 0.5) / self.sequences
+        lengths = (shortest + places * (self.length - shortest)).round().long()
         tokens = full.inputs.scatter(1, full.positions, full.labels)
         inside = torch.arange(self.length) < lengths[:, None]
         slots = full.positions.shape[1]
@@ -275,7 +277,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Tokens/s and peak memory against the length, both axes logarithmic; what is contended is hollow."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    lengths = sorted({cell["length"] for cell in rows})
     questions = list(dict.fromkeys(cell["question"] for cell in rows))
     figure = Figure(figsize=(4.2 * len(questions), 7.0), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -302,7 +306,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes[1, column].set_xlabel("tokens of a sequence")
     for axis in axes.flat:
         axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(color="#e4e4e4", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("tokens/s")
