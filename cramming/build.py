@@ -80,12 +80,17 @@ class Parts:
             microbatch_size=resolved.microbatch_size or 1,
             clip_norm=train.clip_norm,
             compile=resolved.compile,
+            cuda_graphs=resolved.cuda_graphs,
             max_skipped_steps=train.max_skipped_steps,
         )
 
     def spare_engine(self, resolved: Resolved, model: Model | None = None) -> Engine:
-        """An engine that pays nothing, for passes that are no part of a run: on a model of its own, or on this one."""
+        """An engine that pays nothing, for passes that are no part of a run: on a model of its own, or on this one.
+
+        It records no CUDA graphs, whose memory would outlast it.
+        """
         own = self.model() if model is None else model.to(self.device)
+        resolved = replace(resolved, cuda_graphs=False)
         return self.engine(own, Clock({"main": StepsCost()}, sys.float_info.max), resolved)
 
     def check_attention(self, resolved: Resolved) -> None:

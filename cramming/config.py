@@ -78,6 +78,7 @@ class ImplConfig:
     microbatch_size: Any = "auto"  # sequences per forward and backward pass; auto: the fastest that fits
     precision: str = "auto"
     compile: Any = "auto"
+    cuda_graphs: bool = False  # replay compiled blocks as CUDA graphs: fewer waits where the GPU is faster than Python
     attention: str = "auto"  # how attention is computed: math, blocks, sdpa, flex, varlen, flash_attn
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cramming import optim
 from cramming.batch import Batch
+from cramming.compiling import Blocks
 from cramming.differentiation import differentiating_twice, hessian_product
 from cramming.errors import UserError
 from cramming.method import Forward
@@ -39,6 +40,7 @@ class Engine:
         microbatch_size: sequences per pass; never changes the result beyond rounding.
         clip_norm: largest L2 norm of a step's gradient, or None.
         compile: compile the model's blocks (not the whole, so that changing depth never recompiles).
+        cuda_graphs: replay compiled blocks as CUDA graphs where that can be (``compiling.py``).
         max_skipped_steps: steps in a row that may be skipped for a loss or gradient that is not finite.
     """
 
@@ -52,6 +54,7 @@ class Engine:
         microbatch_size: int = 32,
         clip_norm: float | None = None,
         compile: bool = False,
+        cuda_graphs: bool = False,
         max_skipped_steps: int = 20,
     ) -> None:
         self.model = model
@@ -72,17 +75,17 @@ class Engine:
         self._copy = WorkingCopy(model, precision, once="cast_once" not in model.plain)
         self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
-        if compile:
-            # Shapes that change (lengths, sizes of a growing batch) double the variants of a block that there are for
-            # its place and for gradients. Past the limit blocks would run uncompiled, and which, would depend on when.
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            for block in self._compute.blocks:
-                block.compile()
+        self._blocks = Blocks(self._compute, precision, compile=compile, cuda_graphs=cuda_graphs)
 
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return self._loss.device
+
+    @property
+    def cuda_graphs(self) -> str:
+        """What became of ``impl.cuda_graphs``."""
+        return self._blocks.cuda_graphs
 
     def backward(self, batch: Batch, objective: Callable[[Forward, Batch], Tensor], account: str = "train") -> Tensor:
         """Add the gradient of ``objective`` on a microbatch; every forward call in it is charged as both passes.
@@ -94,11 +97,12 @@ class Engine:
             UserError: out of memory; the message names a microbatch size that fits.
         """
         try:
-            with self.phases.forward(account, batch, gradients=True):
-                loss = objective(self._forward(account, "forward_backward"), batch)
-            with self.phases.backward(account):
-                (loss * self._scale).backward()  # type: ignore[no-untyped-call]
-                self._copy.collect()
+            with self._blocks.one_pass():
+                with self.phases.forward(account, batch, gradients=True):
+                    loss = objective(self._forward(account, "forward_backward"), batch)
+                with self.phases.backward(account):
+                    (loss * self._scale).backward()  # type: ignore[no-untyped-call]
+                    self._copy.collect()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,7 +163,7 @@ class Engine:
         """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged."""
         forward = self._forward(account, "forward")
         with self._without_dropout(), self.phases.forward(account, batch, gradients=False):
-            parts = [(forward(part) * part.weights).sum(1) for part in batch.split(self.microbatch_size)]
+            parts = [(forward(part) * part.weights).sum(1) for part in self._passes(batch)]
         return torch.cat(parts) / batch.weights.sum(1).clamp(min=1)
 
     @torch.no_grad()
@@ -173,19 +177,20 @@ class Engine:
         """
         with self._without_dropout(), self.phases(account):
             forward = self._forward(account, "forward", of)
-            return torch.cat([forward(part, logits=True) for part in batch.split(self.microbatch_size)])
+            return torch.cat([forward(part, logits=True) for part in self._passes(batch)])
 
     @torch.no_grad()
     def uncharged_logits(self, batch: Batch) -> Tensor:
         """Logits at the predicted positions, (B, P, V), for validation, which is never charged."""
         with self._without_dropout():
-            return self._call(batch, True)
+            return self._call(batch, True, replayed=False)
 
     @torch.no_grad()
     def uncharged_hidden(self, batch: Batch) -> Tensor:
         """Final hidden states, (B, S, H), for probes, which are never charged."""
         with self._without_dropout():
             self._refresh()
+            self._blocks.choose(None)
             return self._compute.hidden(batch)
 
     def add_model(self, name: str, model: Model) -> None:
@@ -261,7 +266,7 @@ class Engine:
         def passes() -> None:
             before = self.model.active_layers
             self.model.active_layers = active_layers
-            with torch.set_grad_enabled(kind != "forward"):
+            with torch.set_grad_enabled(kind != "forward"), self._blocks.one_pass():
                 loss = (self._call(batch, False) * batch.weights).sum()
                 if kind != "forward" and loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -323,6 +328,12 @@ class Engine:
 
         return forward
 
+    def _passes(self, batch: Batch) -> Iterator[Batch]:
+        """Microbatches, each a pass of its own."""
+        for part in batch.split(self.microbatch_size):
+            with self._blocks.one_pass():
+                yield part
+
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:
         training = self._compute.training
@@ -344,8 +355,9 @@ class Engine:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
 
-    def _call(self, batch: Batch, logits: bool) -> Tensor:
+    def _call(self, batch: Batch, logits: bool, replayed: bool = True) -> Tensor:
         self._refresh()
+        self._blocks.choose(batch if replayed else None)
         output: Tensor = self._compute(batch, logits=logits)
         return output
 

@@ -281,7 +281,8 @@ def _settings(parts: "Parts", resolved: Resolved, whole: int) -> dict[str, Any]:
         "batch_size": parts.config.train.batch_size,
         "sequences": whole,
         "gradient_checkpointing": parts.config.impl.gradient_checkpointing,
-        **{key: value for key, value in asdict(resolved).items() if key != "microbatch_size"},
+        # Passes are timed without CUDA graphs.
+        **{key: value for key, value in asdict(resolved).items() if key not in ("microbatch_size", "cuda_graphs")},
     }
 
 

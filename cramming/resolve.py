@@ -37,6 +37,7 @@ class Resolved:
     compile: bool
     microbatch_size: int | None  # None: not yet found
     attention: str = "auto"  # decided anew for every batch, by its length and padding
+    cuda_graphs: bool = False  # asked for; whether there are any is decided with the model (``cramming/compiling.py``)
     plain: list[str] = field(default_factory=list)  # see ``cramming/plain.py``
 
 
@@ -63,6 +64,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         compile=known.compile if impl.compile == "auto" else impl.compile,
         microbatch_size=known.microbatch_size if impl.microbatch_size == "auto" else impl.microbatch_size,
         attention=impl.attention,
+        cuda_graphs=impl.cuda_graphs,
         plain=plain.chosen(impl.plain),
     )
     missing = lacking(asked.precision, where)

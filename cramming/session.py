@@ -268,6 +268,7 @@ class Session:
             **({"profile": profile} if profile else {}),
             "fast_paths": {
                 **asdict(self.resolved),
+                "cuda_graphs": run.engine.cuda_graphs,
                 "allocator": allocator.in_use(),
                 "gradient_checkpointing": run.model.gradient_checkpointing,
                 **described(fast_ways(run.engine), self.resolved.plain),
