@@ -2,7 +2,8 @@
 
     python benchmarks/finetuning.py data_dir=GLUE pairs=24
     python benchmarks/finetuning.py data_dir=GLUE pairs=24 their_order=random
-    python benchmarks/finetuning.py                                            # on rows made here
+    python benchmarks/finetuning.py                                            # random rows, as long as SST-2's
+    python benchmarks/finetuning.py device=cuda layers=12 hidden=768 heads=12 vocab_size=30522 batch_size=32
 
 A block of training is ``steps`` optimizer steps, one of evaluation the whole validation split. Both sides begin with
 the same weights, which ours exports and theirs loads, and the mathematics is the same: bfloat16 passes over float32
@@ -12,9 +13,14 @@ Unlike ``against_transformers.py``, making batches counts, on both sides: with t
 With ``their_order=grouped`` every batch of training has the same examples on both sides, of similar length, and their
 evaluation gets the rows sorted by length: what their options can do at best. With ``their_order=random`` they draw
 batches as they do unless told otherwise, and evaluate the rows as they come. Their evaluation is measured with autocast
-and with bfloat16 weights. README.md has the protocol and dated results.
+and with bfloat16 weights.
+
+On a GPU both sides are on the same one; clocks are read once it has done all that was asked of it, and seconds of the
+processor say nothing. Memory is the most a side held in its first block of training: weights, gradients, optimizer and
+what passes keep. README.md has the protocol and dated results.
 """
 
+import copy
 import math
 import os
 import statistics
@@ -35,6 +41,8 @@ from torch.utils.data import Dataset
 
 from benchmarks.against_transformers import Seconds, now
 from benchmarks.finetuning_case import BETAS, EPS, SEED, WEIGHT_DECAY, Case, Options, case_of
+from benchmarks.grid import Measured, busy, forget_peak, memory_mb, peak_mb, synchronize
+from benchmarks.presentation import CONTENDED
 from benchmarks.reporting import asked, circumstances, keep, spread
 from cramming.cli import run_command
 from cramming.errors import UserError
@@ -45,7 +53,7 @@ from cramming.evaluation.updating import Updater
 LOGITS_AGREE_WITHIN = 1e-4  # in float32, of the largest
 # Nats, means of all steps, where each side draws its own dropout; and where there is none.
 LOSSES_AGREE_WITHIN, LOSSES_WITHOUT_DROPOUT = 0.1, 0.01
-_SHARES = ("wall", "cpu")
+_CLOCKS = {"cpu": ("wall", "cpu"), "cuda": ("wall",)}  # of a device, those that mean something
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -80,14 +88,15 @@ class Padded:
 
 
 class Ours:
-    """Our loop's step on the batches of ``case``."""
+    """Our loop's step on the batches of ``case``, with weights of its own."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.done = case, 0
         self.factor = optimizing.factors(case.setting, len(case.order))
+        self.model = copy.deepcopy(case.model).to(case.device)
         self.updater = Updater(
-            case.model,
-            optimizing.optimizer(case.model, case.setting),
+            self.model,
+            optimizing.optimizer(self.model, case.setting),
             precision=case.precision,
             clip_norm=case.setting.clip_norm,
         )
@@ -109,71 +118,105 @@ class Ours:
 
 
 class Alternate(transformers.TrainerCallback):
-    """Runs a block of ours after each of theirs, which reaches from the end of ours to the end of their last step."""
+    """Runs a block of ours after each of theirs, which reaches from the end of ours to the end of their last step.
 
-    def __init__(self, ours: Ours, steps: int) -> None:
-        self.ours, self.steps = ours, steps
+    Args:
+        ours: our side.
+        steps: of a block.
+        held_mb: what each side holds before it has trained; what its first block takes is added to it.
+    """
+
+    def __init__(self, ours: Ours, steps: int, held_mb: dict[str, float]) -> None:
+        self.ours, self.steps, self.held_mb = ours, steps, held_mb
+        self.peak_mb: dict[str, float] = {}
+        self.device = ours.case.device
         self.their_s, self.our_s = Seconds([0.0], [0.0]), Seconds([0.0], [0.0])
-        self._started = now()
+        self._started, self._before_mb = (0.0, 0.0), 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Their first block starts; there is one epoch."""
-        self._started = now()
+        self._watch_memory("theirs")
+        self._started = done_at(self.device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Their step ended; after the last of a block it is our turn."""
         if state.global_step % self.steps:
             return
+        synchronize(self.device)
         self.their_s.add(self._started)
-        started = now()
+        self._note_memory("theirs")
+        self._watch_memory("ours")
+        started = done_at(self.device)
         self.ours.block(self.steps)
+        synchronize(self.device)
         self.our_s.add(started)
+        self._note_memory("ours")
         self.their_s.open()
         self.our_s.open()
-        self._started = now()
+        self._started = done_at(self.device)
+
+    def _watch_memory(self, side: str) -> None:
+        """Before a side's block: the peak is counted from here, in its first block."""
+        if side not in self.peak_mb:
+            self._before_mb = memory_mb(self.device)
+            forget_peak(self.device)
+
+    def _note_memory(self, side: str) -> None:
+        """After it."""
+        if side not in self.peak_mb:
+            self.peak_mb[side] = self.held_mb[side] + peak_mb(self.device) - self._before_mb
+
+
+def done_at(device: torch.device) -> tuple[float, float]:
+    """The clocks, once the device has done all that was asked of it."""
+    synchronize(device)
+    return now()
 
 
 def their_trainer(
     case: Case, exported: Path, options: Options, callbacks: Sequence[transformers.TrainerCallback], **changed: Any
 ) -> transformers.Trainer:
-    """Their Trainer with the model that ours exported, as fast as its options make it on a processor."""
+    """Their Trainer with the model that ours exported, as fast as its options make it, on one device."""
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
         exported, attn_implementation=options.their_attention
     )
     reads: Any = transformers.AutoTokenizer.from_pretrained(exported)
+    args = transformers.TrainingArguments(
+        output_dir=str(exported / "trainer"),
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.their_evaluation_batch_size,
+        num_train_epochs=1,
+        use_cpu=case.device.type == "cpu",
+        bf16=case.precision == "bfloat16",
+        optim="adamw_torch_fused",
+        learning_rate=options.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=int(case.setting.warmup),
+        max_grad_norm=options.clip_norm,
+        weight_decay=WEIGHT_DECAY,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        adam_epsilon=EPS,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        # The rows lie in the order of our batches.
+        train_sampling_strategy="sequential" if options.their_order == "grouped" else "random",
+        dataloader_pin_memory=case.device.type == "cuda",
+        disable_tqdm=True,
+        log_level="error",
+        seed=SEED,
+        **changed,
+    )
+    if case.device.type == "cuda":
+        args._n_gpu = 1  # else it would spread batches over all GPUs there are
     trainer = transformers.Trainer(
         model=model,
         processing_class=reads,
         data_collator=Padded(reads),
         train_dataset=Examples(case.train, [int(row) for step in case.order for row in step]),
         callbacks=list(callbacks),
-        args=transformers.TrainingArguments(
-            output_dir=str(exported / "trainer"),
-            per_device_train_batch_size=options.batch_size,
-            per_device_eval_batch_size=options.their_evaluation_batch_size,
-            num_train_epochs=1,
-            use_cpu=True,
-            bf16=case.precision == "bfloat16",
-            optim="adamw_torch_fused",
-            learning_rate=options.lr,
-            lr_scheduler_type="linear",
-            warmup_steps=int(case.setting.warmup),
-            max_grad_norm=options.clip_norm,
-            weight_decay=WEIGHT_DECAY,
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            adam_epsilon=EPS,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            # The rows lie in the order of our batches.
-            train_sampling_strategy="sequential" if options.their_order == "grouped" else "random",
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            log_level="error",
-            seed=SEED,
-            **changed,
-        ),
+        args=args,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -183,8 +226,10 @@ def measure(options: Options) -> dict[str, Any]:
     """Run the pairs; what was measured, as plain values.
 
     Raises:
-        UserError: the two sides did not do the same work.
+        UserError: the two sides did not do the same work, or accelerate, which Trainer needs, is not installed.
     """
+    if not transformers.utils.is_accelerate_available():
+        raise UserError("Trainer needs accelerate, which is not installed: poetry install --extras benchmarks")
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -193,9 +238,13 @@ def measure(options: Options) -> dict[str, Any]:
         exported = Path(folder) / "exported"
         library = saved.save(case.model, exported, tokenizer=case.tokenizer, setting=case.setting)
         assert library == "BertForSequenceClassification", library
+        held_mb, before_mb = dict[str, float](), memory_mb(case.device)
         ours = Ours(case)
-        alternate = Alternate(ours, options.steps)
+        held_mb["ours"] = memory_mb(case.device) - before_mb
+        alternate = Alternate(ours, options.steps, held_mb)
+        before_mb = memory_mb(case.device)
         trainer = their_trainer(case, exported, options, [alternate])
+        held_mb["theirs"] = memory_mb(case.device) - before_mb
         _check_same(case, trainer)
         training_loss = float(trainer.train().training_loss)
         collator: Any = trainer.data_collator
@@ -211,7 +260,8 @@ def measure(options: Options) -> dict[str, Any]:
     trained = ours.done * options.batch_size
     return {
         "training": {
-            **{clock: _ratio(getattr(their_s, clock)[kept], getattr(our_s, clock)[kept]) for clock in _SHARES},
+            **_ratios(their_s, our_s, kept, case.device),
+            "peak_mb": alternate.peak_mb,
             "our_examples_per_s_median": examples / statistics.median(our_s.wall[kept]),
             "their_examples_per_s_median": examples / statistics.median(their_s.wall[kept]),
             "losses_mean": losses,
@@ -222,9 +272,9 @@ def measure(options: Options) -> dict[str, Any]:
         "width_mean": {"ours": ours.cells / trained, "theirs": collator.cells / trained},  # tokens a row, with padding
         "precision": case.precision,
         "options": {key: value for key, value in asdict(options).items() if key not in ("data_dir", "out")},
-        "vocab_size": case.tokenizer.vocab_size,
-        "generated_rows": options.data_dir == "generated",
-        **circumstances(),
+        "vocab_size": ours.model.encoder.vocab_size,
+        "generated_rows": options.data_dir in ("", "generated"),
+        **circumstances(case.device),
     }
 
 
@@ -233,10 +283,11 @@ def _check_same(case: Case, trainer: transformers.Trainer) -> None:
     some = np.arange(min(32, len(case.validation)))
     inputs = batches.gather(case.validation, some)
     mask = None if inputs.mask is None else inputs.mask.long()
-    theirs: Any = trainer.model.eval()  # type: ignore[union-attr]
+    theirs: Any = trainer.model.eval().cpu()  # type: ignore[union-attr]
     with torch.no_grad():
         expected = theirs(input_ids=inputs.tokens, attention_mask=mask).logits
         found = case.model.eval()(inputs)
+    theirs.to(case.device)
     if not torch.allclose(found, expected, atol=LOGITS_AGREE_WITHIN * float(expected.abs().max()), rtol=0):
         raise UserError(
             f"logits differ by up to {float((found - expected).abs().max())}: these are not the same models"
@@ -245,8 +296,7 @@ def _check_same(case: Case, trainer: transformers.Trainer) -> None:
 
 def _evaluations(case: Case, ours: Ours, exported: Path, options: Options) -> dict[str, Any]:
     """Evaluation of the whole validation split: ours, theirs with autocast, theirs with weights of low precision."""
-    case.model.eval()
-    saved.save(case.model, exported, tokenizer=case.tokenizer, setting=case.setting)
+    saved.save(copy.deepcopy(ours.model).cpu().eval(), exported, tokenizer=case.tokenizer, setting=case.setting)
     order = np.arange(len(case.validation))
     if options.their_order == "grouped":
         order = np.argsort(-batches.lengths(case.validation), kind="stable")
@@ -260,8 +310,9 @@ def _evaluations(case: Case, ours: Ours, exported: Path, options: Options) -> di
     for pair in range(options.warmup + options.pairs):
         for name in names[pair % len(names) :] + names[: pair % len(names)]:  # none always comes first
             seconds[name].open()
-            started = now()
+            started = done_at(case.device)
             logits[name] = sides[name]()
+            synchronize(case.device)
             seconds[name].add(started)
     kept = slice(options.warmup, None)
     result: dict[str, Any] = {
@@ -270,10 +321,7 @@ def _evaluations(case: Case, ours: Ours, exported: Path, options: Options) -> di
     for name in names[1:]:
         same = (logits["ours"][order].argmax(1) == logits[name].argmax(1)).mean()
         result[name] = {
-            **{
-                clock: _ratio(getattr(seconds[name], clock)[kept], getattr(seconds["ours"], clock)[kept])
-                for clock in _SHARES
-            },
+            **_ratios(seconds[name], seconds["ours"], kept, case.device),
             "their_examples_per_s_median": len(rows) / statistics.median(seconds[name].wall[kept]),
             "same_answers": float(same),
         }
@@ -284,9 +332,13 @@ def _predicting(trainer: transformers.Trainer, rows: Examples) -> Callable[[], n
     return lambda: np.asarray(trainer.predict(rows).predictions)
 
 
-def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
-    """Their seconds over ours, pair by pair: median, quartiles and all of them."""
-    return spread([t / o for t, o in zip(theirs, ours, strict=True)])
+def _ratios(theirs: Seconds, ours: Seconds, kept: slice, device: torch.device) -> dict[str, Any]:
+    """Their seconds over ours, pair by pair and by each clock; and whether these are to be trusted."""
+    clocks: dict[str, Any] = {}
+    for clock in _CLOCKS[device.type]:
+        pairs = zip(getattr(theirs, clock)[kept], getattr(ours, clock)[kept], strict=True)
+        clocks[clock] = spread([their_s / our_s for their_s, our_s in pairs])
+    return {**clocks, "busy": busy(clocks, Measured())}
 
 
 def main() -> None:
@@ -297,14 +349,15 @@ def main() -> None:
     compared |= {f"evaluation, {k}": v for k, v in result["evaluation"].items() if isinstance(v, dict)}
     for what, found in compared.items():
         said = []
-        for clock in _SHARES:
+        for clock in (clock for clock in _CLOCKS["cpu"] if clock in found):
             low, high = found[clock]["quartiles"]
             said.append(f"{found[clock]['median']:.2f}x ({low:.2f} to {high:.2f}) by {clock}")
-        print(f"{what}: {', '.join(said)}")
+        print(f"{what}: {f'{CONTENDED}, measure again: ' if found['busy'] else ''}{', '.join(said)}")
     ours, theirs = (result["training"][f"{side}_examples_per_s_median"] for side in ("our", "their"))
     print(
         f"training: ours {ours:.0f}, theirs {theirs:.0f} examples/s; losses {result['training']['losses_mean']}; "
-        f"{result['tokens_mean']:.1f} tokens a row, with padding {result['width_mean']}; {result['precision']}"
+        f"{result['tokens_mean']:.1f} tokens a row, with padding {result['width_mean']}; {result['precision']}; "
+        f"MB {result['training']['peak_mb']}"
     )
     keep(result, options.out)
 

@@ -178,12 +178,12 @@ def alternate(builders: Builders, bounds: Bounds, tell: Callable[[str], None] = 
     for name, build in builders.items():
         tell(name)
         with _blamed(name):
-            before = _memory_mb(device)
+            before = memory_mb(device)
             side = sides[name] = build()
-            _forget_peak(device)
+            forget_peak(device)
             found.first_s[name] = _seconds(side, device)["wall"]
             tell(name)
-            found.peak_mb[name] = _peak_mb(device) - before
+            found.peak_mb[name] = peak_mb(device) - before
             again = _seconds(side, device)["wall"]  # what later blocks take
         if again > bounds.block_s:
             raise DoesNotFitError(name, f"a block takes {again:.0f} s, more than block_s={bounds.block_s:g}")
@@ -316,7 +316,7 @@ def _release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _memory_mb(device: torch.device) -> float:
+def memory_mb(device: torch.device) -> float:
     """What is held now."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / _MEGABYTE
@@ -326,17 +326,17 @@ def _memory_mb(device: torch.device) -> float:
     return _status_mb("RssAnon")  # files are mapped: libraries, as they are first used
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
     """The peak is counted from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        _memory_mb(device)
+        memory_mb(device)
         with suppress(OSError):  # where the system cannot, the peak is that of the process so far
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb(device: torch.device) -> float:
+def peak_mb(device: torch.device) -> float:
     """The most that was held since."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEGABYTE
