@@ -19,6 +19,7 @@ from cramming.data.store import TokenStore
 from cramming.lengths import Lengths
 
 VALIDATION_SEQUENCES = 10_000  # the first so many of the held-out part, whatever its fraction
+_AHEAD = 1 << 14  # rows: of few of them numpy's calls take longer than what they work out
 _SPLIT_KEY = "heldout"  # the split does not depend on the run's seed: runs of one data set share their held-out part
 
 
@@ -76,7 +77,19 @@ def shuffled(split: Split, seed: int) -> Callable[[int], Rows]:
 
     def of_epoch(epoch: int) -> Rows:
         order = Permutation(split.train_rows, seed, epoch)
-        return lambda places: split.train(order(places))
+        known, first = np.empty(0, np.int64), 0
+
+        def rows(places: NDArray[np.int64]) -> NDArray[np.int64]:
+            nonlocal known, first
+            begin, end = int(places.min()), int(places.max()) + 1
+            if end - begin > _AHEAD:
+                return split.train(order(places))
+            if begin < first or end > first + len(known):
+                known = split.train(order(np.arange(begin, min(begin + _AHEAD, split.train_rows))))
+                first = begin
+            return known[places - first]
+
+        return rows
 
     return of_epoch
 

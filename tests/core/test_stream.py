@@ -11,7 +11,7 @@ from memory import LENGTH, same, store, stream
 
 from cramming.batch import Batch
 from cramming.data.permutation import Permutation
-from cramming.data.stream import Split, Stream, slots
+from cramming.data.stream import Split, Stream, shuffled, slots
 
 unhurried = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -92,6 +92,17 @@ def test_an_epoch_visits_every_training_row_once_and_the_next_in_another_order()
     assert first.ids.tolist() != second.ids.tolist()
     assert first.epochs.unique().tolist() == [0]
     assert second.epochs.unique().tolist() == [1]
+
+
+def test_an_epoch_s_order_is_the_same_however_it_is_asked() -> None:
+    """Rows are worked out many at a time; single ones, backwards, far apart and out of order are the same."""
+    split = Split(70_001, 0.1)
+    order, known = Permutation(split.train_rows, 3, 1), shuffled(split, 3)(1)
+    whole = split.train(order(np.arange(split.train_rows)))
+    assert sorted(whole) == sorted(set(whole))
+    asked = [range(5), range(3, 9), range(40_000, 40_512), range(7), [62_999, 62_998], range(0, 63_000, 7), [16_384]]
+    for places in map(np.array, [*asked, np.arange(split.train_rows), [62_990, 62_980, 62_999], [16_000, 33_000]]):
+        assert np.array_equal(known(places), whole[places])
 
 
 def test_the_seed_changes_order_and_masks_but_not_the_split() -> None:
