@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,24 @@ def page(folder: Path, machine: Mapping[str, str], stages: Mapping[str, Outcome]
     """
     results = {name: _read(folder / f"{name}.json") for name in stages}
     steps = {name: found for name, found in results.items() if name.startswith("step_") and "rows" in found}
-    parts = [f"# {title}", _table(("", ""), [(key, value) for key, value in machine.items()])]
-    parts += ["## Stages", _stages(folder, stages)]
-    if steps:
-        parts += ["## Training steps", _steps(steps), *_notes(steps), f"## MFU\n\n{MFU}"]
     passes = {name: found for name, found in results.items() if name.startswith("forward_") and "rows" in found}
-    if passes:
-        parts += ["## Forward passes", _forward(passes)]
-    others = _others(results, steps)
-    if others:
-        parts += ["## Other measurements", "\n".join(f"* {line}" for line in others)]
-    scaled = _scaling(folder, steps)
-    if scaled:
-        parts += ["## Several devices, from these steps", *scaled]
+    sections: dict[str, Callable[[], Sequence[str]]] = {
+        "Stages": lambda: [_stages(stages)],
+        "Training steps": lambda: [_steps(steps), *_notes(steps)] if steps else [],
+        "MFU": lambda: [MFU] if steps else [],
+        "Forward passes": lambda: [_forward(passes)] if passes else [],
+        "Attention by length": lambda: _attention(folder, results),
+        "Other measurements": lambda: _others(results, steps),
+        "Several devices, from these steps": lambda: _scaling(folder, steps),
+    }
+    parts = [f"# {title}", _table(("", ""), [(key, value) for key, value in machine.items()])]
+    for heading, section in sections.items():
+        try:
+            found = section()
+        except Exception as error:  # a result of a form nobody thought of must not cost the rest of the report
+            traceback.print_exception(error)
+            found = [f"Not shown: {type(error).__name__}: {error}. The results lie beside this page."]
+        parts += [f"## {heading}", *found] if found else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,11 +79,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def _stages(folder: Path, stages: Mapping[str, Outcome]) -> str:
+def _stages(stages: Mapping[str, Outcome]) -> str:
     rows = []
     for name, outcome in stages.items():
-        words = [word.replace(f"{folder}/", "").replace(f"{REPOSITORY}/", "") for word in outcome.command]
-        command = shlex.join(["python", *words[1:]] if words and words[0] != "make" else words)
         said = outcome.why or ("" if outcome.state == PASSED else outcome.state)
         rows.append(
             (
@@ -85,7 +89,7 @@ def _stages(folder: Path, stages: Mapping[str, Outcome]) -> str:
                 outcome.state,
                 duration(outcome.took_s) if outcome.took_s else "",
                 said,
-                f"`{command}`" if words else "",
+                f"`{shlex.join(outcome.command)}`" if outcome.command else "",
             )
         )
     return _table(("stage", "", "took", "what was said", "command"), rows)
@@ -108,12 +112,15 @@ def _steps(steps: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _ratio(row: Mapping[str, Any], side: str) -> str:
-    """Seconds of a side over ours: median and quartiles; a word where there is no number to be trusted."""
+    """Seconds of a side over ours, or why there are none."""
     found = row["ratios"].get(side)
-    if found is None:
-        return str(row["unfit"].get(side, ""))
-    low, high = found["wall"]["quartiles"]
-    return CONTENDED if found["busy"] else f"{found['wall']['median']:.2f} ({low:.2f}-{high:.2f})"
+    return str(row["unfit"].get(side, "")) if found is None else _trusted(found)
+
+
+def _trusted(ratio: Mapping[str, Any]) -> str:
+    """Median and quartiles; a word where they are not to be trusted."""
+    low, high = ratio["wall"]["quartiles"]
+    return CONTENDED if ratio["busy"] else f"{ratio['wall']['median']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _notes(steps: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -146,8 +153,21 @@ def _forward(passes: Mapping[str, dict[str, Any]]) -> str:
     return _table(("model", "tokens", "tokens/s", "against autocast", "16-bit weights", "at predicted positions"), rows)
 
 
+def _attention(folder: Path, results: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Lengths are stages of their own; here they come together in a table and a plot."""
+    rows = [row for name, found in results.items() if name.startswith("attention_") for row in found.get("rows", [])]
+    if not rows:
+        return []
+    from benchmarks import attention_scaling
+
+    rows.sort(key=lambda row: int(row["length"]))
+    shown = attention_scaling.page(rows)
+    attention_scaling.plot(rows, folder / "attention.png")
+    return [_table(shown.columns, shown.rows), *(f"* {note}" for note in shown.notes), "![plot](attention.png)"]
+
+
 def _others(results: Mapping[str, dict[str, Any]], steps: Mapping[str, dict[str, Any]]) -> list[str]:
-    """A line for each of the other results."""
+    """A list of what the other results say."""
     lines = []
     for name, found in results.items():
         if found.get("printed"):
@@ -167,9 +187,23 @@ def _others(results: Mapping[str, dict[str, Any]], steps: Mapping[str, dict[str,
     for row in results.get("optimizers", {}).get("rows", []):
         if row.get("over_adamw"):
             lines.append(f"a step of {row['optimizer']} takes {row['over_adamw']['wall']['median']:.2f} times AdamW's")
-    if "rows" in results.get("attention_scaling", {}):
-        lines.append("attention by length: [table](attention_scaling.md), [plot](attention_scaling.png)")
-    return lines
+    for name, found in results.items():
+        if name.startswith("finetuning") and "training" in found:
+            lines += _finetuning(name, found)
+    return ["\n".join(f"* {line}" for line in lines)] if lines else []
+
+
+def _finetuning(name: str, found: Mapping[str, Any]) -> list[str]:
+    """What ``finetuning.py`` found: against Trainer, training and evaluation."""
+    of_training = found["training"]
+    memory = ", ".join(f"{side} {megabytes / 1024:.1f} GB" for side, megabytes in of_training["peak_mb"].items())
+    compared = {"training": of_training}
+    compared |= {f"evaluation, {side}": row for side, row in found["evaluation"].items() if isinstance(row, dict)}
+    lines = []
+    for what, row in compared.items():
+        ours = (of_training if row is of_training else found["evaluation"])["our_examples_per_s_median"]
+        lines.append(f"{name}, {what}: {_trusted(row)} times Trainer's speed, {ours:,.0f} examples/s")
+    return [f"{lines[0]}; {memory}", *lines[1:]]
 
 
 def _scaling(folder: Path, steps: Mapping[str, dict[str, Any]]) -> list[str]:

@@ -2,22 +2,29 @@
 
     make gpu-report
     python benchmarks/gpu_report.py minutes=60                      # more of it; what passed today is not run again
+    python benchmarks/gpu_report.py minutes=8 archive=report.tar.gz # in parts: the same again goes on
     python benchmarks/gpu_report.py stages=[tests,step_bert_base_128] again=true
     python benchmarks/gpu_report.py glue=GLUE vocabulary=bert-base-uncased-vocab.txt      # for unpadding.py
     python benchmarks/gpu_report.py device=cpu quick=true           # tiny sizes on a processor: does all of it run?
 
 Every stage is a process of its own with a bound on its time; what fails or does not fit is named, and loses nothing
-else. Results, logs and the report, README.md, lie in ``benchmarks/results/<date>-<machine>``. The most wanted numbers
-come first.
+else. Results, logs and the report, README.md, lie in ``benchmarks/results/<date>-<machine>``, and with ``archive=FILE``
+in that file, too, as it was after the latest stage. The most wanted numbers come first; what failed comes again last.
 """
 
 import datetime
+import importlib.util
+import io
 import re
+import shlex
+import signal
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,11 +38,14 @@ from benchmarks.stages import FAILED, REPOSITORY, Outcome, Stage, run
 from cramming.cli import run_command
 from cramming.durable import write_atomically
 from cramming.errors import UserError
+from cramming.interruption import Interrupted
 from cramming.suggest import nearest
 
 FAMILIES = ("bert", "mosaic", "modern", "crammed", "m2")
 TOKENS = {"base": 65536, "large": 32768}  # of a step
 _PAGE = "README.md"
+# Packages of a benchmark beside those that nothing here does without; transformers, unless something else is said.
+_NEEDS = {"finetuning.py": ("transformers", "accelerate"), "store.py": (), "unpadding.py": ()}
 
 
 @dataclass
@@ -50,6 +60,7 @@ class Options:
     device: str = "auto"
     quick: bool = False  # tiny sizes: to see that it runs
     folder: str = ""  # for the results; nothing: benchmarks/results/<date>-<machine>
+    archive: str = ""  # a .tar.gz of that folder, for machines from which few files can be taken
 
     def __post_init__(self) -> None:
         if not self.minutes > 0:
@@ -96,11 +107,18 @@ def stages(options: Options, scratch: Path) -> list[Stage]:
 
 
 def _python(name: str, script: str, words: str, expected_s: float, bound_s: float = 0.0, *, lacking: str = "") -> Stage:
-    """A benchmark of this folder; it is not here where its script is not."""
+    """A benchmark of this folder; it is not here where its script or a package that it needs is not."""
     if not (REPOSITORY / "benchmarks" / script).is_file():
         lacking = f"there is no benchmarks/{script}"
-    command = (sys.executable, f"benchmarks/{script}", *words.split())
-    return Stage(name, command, expected_s, bound_s or 3 * expected_s, lacking)
+    command = (sys.executable, f"benchmarks/{script}", *shlex.split(words))
+    needs = _NEEDS.get(script, ("transformers",))
+    return Stage(name, command, expected_s, bound_s or 4 * expected_s, lacking or _not_installed(needs))
+
+
+def _not_installed(packages: tuple[str, ...]) -> str:
+    """Which of these are missing, in words; nothing if none is."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def _kernels() -> Stage:
@@ -110,9 +128,21 @@ def _kernels() -> Stage:
     )
 
 
-def _tests(folder: str, expected_s: float) -> Stage:
-    words = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", folder)
-    return Stage("tests", words, expected_s, 6 * expected_s, writes=False)
+def _tests(name: str, files: list[str], expected_s: float) -> Stage:
+    words = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files)
+    return Stage(name, words, expected_s, 4 * expected_s, _not_installed(("pytest", "hypothesis")), writes=False)
+
+
+def _marked() -> list[str]:
+    """Files with tests for a GPU; that all others can be imported does not matter to them."""
+    found = (path for path in (REPOSITORY / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    return sorted(str(path.relative_to(REPOSITORY)) for path in found)
+
+
+def _data_share(words: str, expected_s: float) -> Stage:
+    command = (sys.executable, "-m", "benchmarks.data_share", *shlex.split(words))
+    lacking = _not_installed(("zstandard", "rensa"))
+    return Stage("data_share", command, expected_s, 5 * expected_s, lacking, writes=False)
 
 
 def _step(family: str, size: str, length: int, compiled: bool = True) -> Stage:
@@ -126,26 +156,32 @@ def _step(family: str, size: str, length: int, compiled: bool = True) -> Stage:
 def _full(options: Options) -> Iterator[Stage]:
     """At the sizes that are asked about."""
     yield _kernels()
-    yield _tests("tests", 90)
-    yield from (_step(family, "base", length) for length in (128, 512) for family in FAMILIES)
+    yield _step("bert", "base", 128)
+    for file in _marked():
+        yield _tests(Path(file).stem.replace("test_", "tests_", 1), [file], 60)
+    steps = [(family, length) for length in (128, 512) for family in FAMILIES]
+    yield from (_step(family, "base", length) for family, length in steps[1:])
     yield from (_step("bert", "large", length) for length in (128, 512))
+    share = "pairs=20 data=python_docs arch=bert_base data.vocab_size=30522 train.batch_size=512"
+    yield _data_share(f"{share} impl.microbatch_size=512", 90)
+    yield _python("store", "store.py", "gigabytes=10", 30)
+    for length in (512, 8192, 2048, 128):
+        words = f"size=base lengths=[{length}] cell_s=5 compile=true"
+        yield _python(f"attention_{length}", "attention_scaling.py", words, 90)
+    for order in ("random", "grouped"):
+        words = f"layers=12 hidden=768 heads=12 vocab_size=30522 batch_size=32 their_order={order}"
+        yield _python(f"finetuning_{order}", "finetuning.py", words, 60)
+    for length in (128, 512):
+        words = f"mode=infer archs=[bert,modern,m2] size=base lengths=[{length}] tokens=65536"
+        yield _python(f"forward_base_{length}", "forward.py", words, 60)
     own = "archs=[modern] size=base layers=22 vocab_size=50368 lengths=[128] tokens=32768 baselines=[limit,scoring]"
     yield _python("step_modern_22x768_128", "step.py", f"{own} mfu=true pairs=9 cell_s=10 compile=true", 60)
-    share = ("-m", "benchmarks.data_share", "pairs=20", "data=python_docs", "arch=bert_base", "data.vocab_size=30522")
-    yield Stage("data_share", (sys.executable, *share), 120, 400, writes=False)
-    yield _python("store", "store.py", "gigabytes=10", 30)
-    yield _python(
-        "forward_base", "forward.py", "mode=infer archs=[bert,modern,m2] size=base lengths=[128,512] tokens=65536", 90
-    )
     yield _step("bert", "base", 128, compiled=False)
-    scaling = "size=base lengths=[128,512,2048,8192] cell_s=5 compile=true"
-    yield _python("attention_scaling", "attention_scaling.py", scaling, 240)
     yield _python("optimizers", "optimizers.py", "size=base optimizers=[adamw,lion,sophiag,muon,soap] cell_s=5", 90)
-    unpadded = f"glue={options.glue} vocabulary={options.vocabulary} device=cuda"
+    unpadded = f"glue={shlex.quote(options.glue)} vocabulary={shlex.quote(options.vocabulary)} device=cuda"
     unpadded += " layers=12 hidden=768 heads=12 vocab_size=30528"
     lacking = "" if options.glue and options.vocabulary else "give glue=FOLDER and vocabulary=vocab.txt"
     yield _python("unpadding", "unpadding.py", unpadded, 60, lacking=lacking)
-    yield _python("finetuning", "finetuning.py", "", 60, lacking="finetuning.py measures on a processor, both sides")
     yield from (_step(family, "large", 512) for family in FAMILIES[1:])
 
 
@@ -155,20 +191,21 @@ def _quick(scratch: Path) -> Iterator[Stage]:
         "archs=[bert] size=tiny lengths=[16] tokens=32 pairs=3 cell_s=0.1 device=cpu threads=1 isolated=false mfu=true"
     )
     yield _kernels()
-    yield _tests("tests/gpu", 10)
+    yield _tests("tests", _marked(), 10)
     yield _python("step_bert_tiny_16", "step.py", tiny, 10, 60)
-    share = ["-m", "benchmarks.data_share", "pairs=2", "data=local", f"data.path={REPOSITORY / 'docs'}"]
-    share += ["arch=bert_tiny", "data.vocab_size=512", "train.batch_size=8", f"base_dir={scratch}"]
-    yield Stage("data_share", (sys.executable, *share), 15, 90, writes=False)
+    text, base = (shlex.quote(str(path)) for path in (REPOSITORY / "docs", scratch))
+    share = f"pairs=2 data=local data.path={text} base_dir={base} arch=bert_tiny data.vocab_size=512"
+    yield _data_share(f"{share} train.batch_size=8", 15)
     yield _python(
         "store", "store.py", "gigabytes=0.002 vocab_size=512 batch_size=8 draws=2 pairs=3 device=cpu threads=1", 10, 60
     )
     yield _python("forward_tiny", "forward.py", tiny, 10, 60)
-    yield _python("attention_scaling", "attention_scaling.py", "quick=true device=cpu threads=1 isolated=false", 15, 90)
+    yield _python("attention_quick", "attention_scaling.py", "quick=true device=cpu threads=1 isolated=false", 15, 90)
     one = "optimizers=[lion] size=tiny seq_length=16 pairs=3 steps=2 cell_s=0.1 isolated=false device=cpu threads=1"
     yield _python("optimizers", "optimizers.py", one, 10, 60)
     yield _python("unpadding", "unpadding.py", "", 10, lacking="give glue=FOLDER and vocabulary=vocab.txt")
-    yield _python("finetuning", "finetuning.py", "", 10, lacking="finetuning.py measures on a processor, both sides")
+    sizes = "layers=2 hidden=32 heads=2 vocab_size=300 max_length=32 batch_size=8 pairs=2 warmup=1 steps=2 words_mean=3"
+    yield _python("finetuning", "finetuning.py", f"{sizes} device=cpu threads=1", 10, 60)
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -188,6 +225,15 @@ def machine(device: torch.device) -> dict[str, str]:
     return lines
 
 
+def pack(folder: Path, archive: Path) -> None:
+    """All files of a folder under its name; what the archive was before stays until it is whole."""
+    packed, own = io.BytesIO(), archive.resolve()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.add(folder, folder.name, filter=lambda file: None if folder.parent / file.name == own else file)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(archive, packed.getvalue())
+
+
 def report(options: Options) -> Path:
     """Run the stages and write the page, which is written anew after every stage.
 
@@ -205,6 +251,8 @@ def report(options: Options) -> Path:
 
     def write(outcomes: Mapping[str, Outcome]) -> None:
         write_atomically(folder / _PAGE, page(folder, about, outcomes, title).encode())
+        if options.archive:
+            pack(folder, Path(options.archive))
 
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = run(
@@ -224,8 +272,14 @@ def report(options: Options) -> Path:
 
 
 def main() -> None:
-    """Parse, run, report."""
-    report(asked(Options, __doc__))
+    """Parse, run, report; SIGTERM, as Ctrl-C, ends the stage that is under way, too."""
+    options = asked(Options, __doc__)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    report(options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Commands one after another, each bounded, within a budget of time: what fails or hangs loses nothing else.
 
-What became of each is kept in ``stages.json`` as it happens, so that the same call later goes on with what is missing.
+What became of each is kept in ``stages.json`` as it happens, so that the same call later goes on with what is missing,
+on another machine too, if the folder was taken there.
 """
 
 import datetime
@@ -9,9 +10,10 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,12 @@ class Stage:
         """With the file for its result, where it writes one."""
         return [*self.command, *([f"out={self.out(folder)}"] if self.writes else [])]
 
+    def said(self, folder: Path) -> list[str]:
+        """The same words wherever the folder, the repository and the interpreter lie."""
+        first = ["python"] if self.command[0] == sys.executable else list(self.command[:1])
+        rest = self.words(folder)[1:]
+        return [*first, *(word.replace(f"{folder}/", "").replace(f"{REPOSITORY}/", "") for word in rest)]
+
     def out(self, folder: Path) -> Path:
         """The JSON of its result."""
         return folder / f"{self.name}.json"
@@ -55,13 +63,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage."""
+    """What became of a stage; ``command`` as ``Stage.said`` has it, ``stopped``: it did not end by itself."""
 
     state: str
     why: str = ""
     took_s: float = 0.0
     command: list[str] = field(default_factory=list)
     ended: str = ""
+    stopped: bool = False
 
 
 def run(
@@ -73,7 +82,7 @@ def run(
     tell: Callable[[str], None] = print,
     after: Callable[[Mapping[str, Outcome]], None] = lambda outcomes: None,
 ) -> dict[str, Outcome]:
-    """Run what has not passed yet, in order.
+    """Run what has not passed yet, in order; what failed in an earlier call comes after everything else.
 
     Args:
         stages: their names differ.
@@ -90,10 +99,12 @@ def run(
     known = _kept(folder)
     expected_s = {stage.name: _expected_s(stage, known.get(stage.name), folder) for stage in stages}
     waiting = [stage for stage in stages if again or not _is_done(stage, known.get(stage.name), folder)]
+    if not again:
+        waiting.sort(key=lambda stage: stage.name in known and known[stage.name].state == FAILED)
     outcomes = {stage.name: known[stage.name] for stage in stages if stage not in waiting}
     for name in outcomes:
         tell(f"{name}: passed before")
-    ends = time.monotonic() + budget_s
+    ends, begun = time.monotonic() + budget_s, 0
     for number, stage in enumerate(waiting, start=1):
         left_s, needed_s = ends - time.monotonic(), expected_s[stage.name]
         if stage.lacking:
@@ -107,6 +118,9 @@ def run(
                 f"about {duration(later_s)} to the end"
             )
             outcome = _outcome(stage, folder, min(stage.bound_s, left_s))
+            if outcome.stopped and begun and left_s < stage.bound_s:  # it may have needed no more than it may take
+                outcome = replace(outcome, state=LEFT_OUT, why=f"{outcome.why}, when the time was up")
+            begun += 1
         outcomes[stage.name] = outcome
         took = f" in {duration(outcome.took_s)}" if outcome.took_s else ""
         tell(f"{stage.name}: {outcome.state}{took}{f': {outcome.why}' if outcome.why else ''}")
@@ -128,9 +142,9 @@ def _outcome(stage: Stage, folder: Path, bound_s: float) -> Outcome:
             stdout=printed,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,  # of this session still: what ends the session's processes ends it, too
         )
-        why = ""
+        why, code = "", 0
         try:
             code = process.wait(bound_s)
         except subprocess.TimeoutExpired:
@@ -139,14 +153,15 @@ def _outcome(stage: Stage, folder: Path, bound_s: float) -> Outcome:
             _end(process)
     took_s = time.monotonic() - began
     lines = log.read_text(errors="replace").splitlines()
-    if not why and code:
+    stopped = bool(why)
+    if code:
         why = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
         why = f"{why.removeprefix('error: ')} (ended with {code})"
     if not stage.writes:
-        result = {"printed": lines[-_SHOWN_LINES:], "command": shlex.join(words)}
+        result = {"printed": lines[-_SHOWN_LINES:], "command": shlex.join(stage.said(folder))}
         write_atomically(stage.out(folder), json.dumps(result, indent=1).encode())
     now = datetime.datetime.now().isoformat(timespec="seconds")
-    return Outcome(FAILED if why else PASSED, why, took_s, words, now)
+    return Outcome(FAILED if why else PASSED, why, took_s, stage.said(folder), now, stopped)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -161,14 +176,14 @@ def _is_done(stage: Stage, before: Outcome | None, folder: Path) -> bool:
     return (
         before is not None
         and before.state == PASSED
-        and before.command == stage.words(folder)
+        and before.command == stage.said(folder)
         and stage.out(folder).is_file()
     )
 
 
 def _expected_s(stage: Stage, before: Outcome | None, folder: Path) -> float:
     """What the same command took before, or what was thought."""
-    known = before is not None and before.state == PASSED and before.command == stage.words(folder)
+    known = before is not None and before.state == PASSED and before.command == stage.said(folder)
     return before.took_s if before is not None and known else stage.expected_s
 
 

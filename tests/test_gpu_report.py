@@ -3,10 +3,13 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,10 +85,90 @@ def test_what_has_passed_is_not_run_again(tmp_path: Path) -> None:
 def test_a_command_that_passed_is_expected_to_take_as_long_again(tmp_path: Path) -> None:
     once = stage("works", WRITES)
     (tmp_path / "stages.json").write_text(
-        json.dumps({"works": vars(Outcome(PASSED, took_s=1e6, command=once.words(tmp_path)))})
+        json.dumps({"works": vars(Outcome(PASSED, took_s=1e6, command=once.said(tmp_path)))})
     )
     (outcome,) = run([once], tmp_path, budget_s=1e5, tell=lambda line: None).values()
     assert outcome.state == LEFT_OUT
+
+
+def test_what_passed_is_known_where_its_folder_was_taken(tmp_path: Path) -> None:
+    counts = stage("counts", f"{WRITES}; open({str(tmp_path / 'ran')!r}, 'a').write('x')")
+    run([counts], tmp_path / "here", budget_s=1e5, tell=lambda line: None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    (outcome,) = run([counts], tmp_path / "there", budget_s=1e5, tell=lambda line: None).values()
+    assert (outcome.state, (tmp_path / "ran").read_text()) == (PASSED, "x")
+    assert outcome.command[0] == "python"
+    assert outcome.command[-1] == "out=counts.json"
+
+
+def test_what_failed_comes_again_last(tmp_path: Path) -> None:
+    asked = [
+        stage("fails", f"{WRITES}; raise SystemExit(1)"),
+        stage("long", WRITES, expected_s=1e6),
+        stage("works", WRITES),
+    ]
+    order: list[str] = []
+    for budget_s in (1e5, 1e7):
+        run(asked, tmp_path, budget_s=budget_s, tell=lambda line: None, after=lambda done: order.append([*done][-1]))
+    assert order == ["fails", "long", "works", "long", "fails"]
+
+
+def test_what_had_less_time_than_it_may_take_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs, budget_s = "import time; time.sleep(600)", 1e5
+    # Each stage looks at the clock once before it begins, around its command, and the call itself at its beginning.
+    readings = iter([0.0, 0.0, 0.0, 1.0, budget_s - 0.3, 0.0, 0.0])
+    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: next(readings)))
+    asked = [stage("first", WRITES), stage("cut", hangs, expected_s=0.1)]
+    outcomes = run(asked, tmp_path, budget_s=budget_s, tell=lambda line: None)
+    assert [outcome.state for outcome in outcomes.values()] == [PASSED, LEFT_OUT]
+    assert outcomes["cut"].why.endswith(", when the time was up")
+    # One that has all the time there is does not come in the way of the others again.
+    readings = iter([0.0, budget_s - 0.3, 0.0, 0.0])
+    (outcome,) = run(asked[1:], tmp_path, budget_s=budget_s, tell=lambda line: None).values()
+    assert outcome.state == FAILED
+
+
+def test_a_command_ends_with_the_session_it_was_started_in(tmp_path: Path) -> None:
+    """It is a group, so that all it starts can be ended, and no session, which would outlive ours."""
+    says = stage("says", "import os; print(os.getsid(0), os.getpgrp() == os.getpid())", writes=False)
+    run([says], tmp_path, budget_s=1e5, tell=lambda line: None)
+    assert json.loads((tmp_path / "says.json").read_text())["printed"] == [f"{os.getsid(0)} True"]
+
+
+def test_an_interruption_ends_the_command_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[Any] = []
+
+    def interrupted(self: Any, timeout: float | None = None) -> int:
+        running.append(self)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([stage("hangs", "import time; time.sleep(600)")], tmp_path, budget_s=1e5, tell=lambda line: None)
+    assert running[0].returncode == -signal.SIGKILL
+
+
+def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["gpu_report.py"])
+    monkeypatch.setattr(gpu_report, "report", lambda options: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(KeyboardInterrupt) as ended:
+            gpu_report.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.args == (143,)
+
+
+def test_an_archive_holds_the_folder_and_not_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "2026-01-01-machine"
+    folder.mkdir()
+    (folder / "stages.json").write_text("{}")
+    for _ in range(2):
+        gpu_report.pack(folder, folder / "report.tar.gz")
+    with tarfile.open(folder / "report.tar.gz") as tar:
+        assert sorted(tar.getnames()) == [folder.name, f"{folder.name}/stages.json"]
 
 
 def test_without_a_gpu_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,8 +206,33 @@ def test_every_stage_is_a_command_of_this_repository() -> None:
     names = [s.name for s in gpu_report.stages(Options(), Path("scratch"))]
     wanted = {f"step_{family}_base_{length}" for family in gpu_report.FAMILIES for length in (128, 512)}
     assert wanted | {"step_bert_large_128", "step_bert_large_512"} < set(names)
-    only = Options(stages=["store", "tests"])
-    assert [s.name for s in gpu_report.stages(only, Path())] == ["tests", "store"]
+    only = Options(stages=["store", "tests_gpu"])
+    assert [s.name for s in gpu_report.stages(only, Path())] == ["tests_gpu", "store"]
+
+
+def test_no_stage_outlasts_a_command_of_ten_minutes() -> None:
+    """Machines are lent for so long at a time; what is never through within it would never be measured."""
+    every = gpu_report.stages(Options(glue="a", vocabulary="b"), Path())
+    assert max(s.bound_s for s in every if s.name != "kernels") <= 480
+    wanted = [s.name for s in every]
+    assert wanted.index("step_bert_base_128") < wanted.index("store") < wanted.index("optimizers")
+
+
+def test_tests_for_a_gpu_are_found_wherever_they_lie() -> None:
+    files = {word for s in gpu_report.stages(Options(), Path()) if s.name.startswith("tests_") for word in s.command}
+    assert {f"tests/gpu/{file.name}" for file in (REPOSITORY / "tests" / "gpu").glob("test_*.py")} <= files
+    assert "tests/architectures/test_local_attention.py" in files  # one of its tests is for a GPU
+
+
+def test_a_missing_package_costs_the_stages_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = gpu_report.importlib.util.find_spec
+    missing = ("accelerate", "pytest")
+    monkeypatch.setattr(gpu_report.importlib.util, "find_spec", lambda name: None if name in missing else found(name))
+    lacking = {s.name: s.lacking for s in gpu_report.stages(Options(), Path())}
+    assert lacking["finetuning_random"] == "not installed: accelerate"
+    assert lacking["tests_gpu"] == "not installed: pytest"
+    assert not lacking["step_bert_base_128"]
+    assert not lacking["store"]
 
 
 SCHEMAS = {"step": "StepOptions", "forward": "ForwardOptions"}
@@ -180,10 +288,15 @@ def test_the_page_has_the_headline_numbers(tmp_path: Path, busy: bool) -> None:
         "tokens_per_s": {"rows": {"median": 6e7}, "batches": {"median": 5.5e7}},
     }
     results["tests"] = {"printed": ["....", "12 passed in 40s"]}
+    ratio = {"wall": {"median": 2.2, "quartiles": [2.1, 2.3]}, "busy": busy}
+    results["finetuning_random"] = {
+        "training": {**ratio, "peak_mb": {"ours": 2048.0, "theirs": 3072.0}, "our_examples_per_s_median": 1234.0},
+        "evaluation": {"our_examples_per_s_median": 5678.0, "low": ratio},
+    }
     for name, result in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (tmp_path / "broken.json").write_text('{"rows": [')
-    command = [sys.executable, "benchmarks/step.py", f"out={tmp_path}/step_bert_base_128.json"]
+    command = ["python", "benchmarks/step.py", "out=step_bert_base_128.json"]
     outcomes = {name: Outcome(PASSED, took_s=61.0, command=command) for name in results}
     outcomes["broken"] = Outcome(FAILED, "stopped after 3m 00s | really", 180.0, command)
     outcomes["large"] = Outcome(LEFT_OUT, "needs about 2m 00s, 1m 00s were left")
@@ -197,10 +310,44 @@ def test_the_page_has_the_headline_numbers(tmp_path: Path, busy: bool) -> None:
     assert "989.0 TFLOP/s, published" in shown
     assert "rows: 60,000,000 tokens/s, 60 times the fastest step here (wanted: 50)" in shown
     assert "tests: 12 passed in 40s" in shown
+    ratio = "contended" if busy else "2.20 (2.10-2.30)"
+    assert f"* finetuning_random, training: {ratio} times Trainer's speed, 1,234 examples/s; ours 2.0 GB, th" in shown
+    assert f"* finetuning_random, evaluation, low: {ratio} times Trainer's speed, 5,678 examples/s" in shown
     assert "`python benchmarks/step.py out=step_bert_base_128.json`" in shown
     assert (
         f"python -m cramming.scaling arch=bert_base seq_length=128 measured={tmp_path}/step_bert_base_128.json" in shown
     )
+
+
+def test_lengths_that_are_stages_of_their_own_come_together(tmp_path: Path) -> None:
+    for length in (512, 128):
+        row = {
+            "question": "window",
+            "length": length,
+            "sequences": 4,
+            "tokens_per_s": {"window": 2000.0, "lifted": 1000.0},
+            "peak_mb": {"window": 100.0, "lifted": 200.0},
+            "ratios": {"lifted": {"wall": {"median": 2.0, "quartiles": [1.9, 2.1]}}},
+            "contended": [],
+            "losses": {},
+            "unfit": {},
+        }
+        (tmp_path / f"attention_{length}.json").write_text(json.dumps({"rows": [row]}))
+    outcomes = {f"attention_{length}": Outcome(PASSED) for length in (512, 128)}
+    shown = gpu_page.page(tmp_path, {}, outcomes, "A title")
+    places = [shown.index(f"| window | lifted | {length} | 4 | 1,000 | 2.00 (1.90-2.10) |") for length in (128, 512)]
+    assert places == sorted(places)
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_result_that_cannot_be_shown_costs_its_section_alone(tmp_path: Path) -> None:
+    results = {**dict(steps(busy=False)), "optimizers": {"rows": [{"over_adamw": "much"}]}}
+    for name, result in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    shown = gpu_page.page(tmp_path, {}, {name: Outcome(PASSED) for name in results}, "A title")
+    assert "Not shown: KeyError" in shown
+    assert "| bert (base, compiled) | 128 | 512 | 1,000,000 |" in shown
+    assert "## Several devices" in shown
 
 
 def test_the_formula_is_the_one_of_the_page_of_benchmarks() -> None:
@@ -227,6 +374,8 @@ def test_the_whole_report_on_a_processor(tmp_path: Path) -> None:
         "store",
         "forward_tiny",
         "optimizers",
+        "attention_quick",
+        "finetuning",
     }
     shown = (tmp_path / "README.md").read_text()
     assert "| bert (tiny) | 16 | 2 |" in shown
