@@ -146,6 +146,8 @@ def measure(options: Options) -> dict[str, Any]:
     """Make, open, read; what was measured, as plain values."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder or None) as place:
         size = (options.rows, options.seq_length, options.vocab_size)
         folder = make(Path(place) / "store", *size, options.written_mb * 1e6)
