@@ -2,9 +2,12 @@
 
     python benchmarks/tricks.py
     python benchmarks/tricks.py archs=[bert,modern] size=base tokens=4096 pairs=5 cell_s=120
+    python benchmarks/tricks.py archs=[modern] lengths=[2048] baselines=[local_attention]
 
-Ratios are seconds without over seconds with: 1.20 means that a step takes a fifth longer without it. What the C library
-does with freed memory is a matter of a whole process: ``allocation.py``.
+Ratios are seconds without over seconds with: 1.20 means that a step takes a fifth longer without it. The sides are the
+names of ``impl.plain``, each computed the plain way, and ``all plain``; and what other options of ``impl`` decide. What
+padding costs is measured by ``unpadding.py``; what the C library does with freed memory, which is a matter of a whole
+process, by ``allocation.py``.
 """
 
 import sys
@@ -22,9 +25,9 @@ from benchmarks.comparison import Mode, run
 from benchmarks.grid import Builders, Side
 from benchmarks.reporting import asked
 from benchmarks.step import Ours, StepOptions
-from cramming.batch import Batch
 from cramming.cli import run_command
-from cramming.method import Method
+from cramming.model import Model
+from cramming.optim import unfuse
 
 
 @dataclass
@@ -37,23 +40,26 @@ class TricksOptions(StepOptions):
     cell_s: float = 60.0
 
 
-class CastOften(Ours):
-    """Float32 weights are cast in every microbatch, as autocast does, and not once for each step."""
+@dataclass(frozen=True)
+class PlainCase(Case):
+    """A row whose model computes in some ways plainly."""
 
-    def block(self) -> None:
-        """One optimizer step."""
-        for part in self.batch.split(self.engine.microbatch_size):
-            self.engine._copy.written()
-            self.engine.backward(part, Method().objective)
-        self.engine.step(1.0)
+    plain: tuple[str, ...] = ()
+
+    def our_model(self) -> Model:
+        """As in other rows."""
+        model = super().our_model()
+        model.compute_plainly(self.plain)
+        return model
 
 
-class AllPositions(Ours):
-    """Every position goes through the last layer and the vocabulary, though only the predicted ones count."""
+class Plainly(Ours):
+    """The step with some of ``cramming.plain.WAYS`` plain."""
 
-    def __init__(self, case: Case, options: StepOptions) -> None:
-        super().__init__(case, options)
-        self.batch = everywhere(self.batch)
+    def __init__(self, case: Case, options: StepOptions, plain: tuple[str, ...]) -> None:
+        super().__init__(PlainCase(**vars(case), plain=plain), options)
+        if "fused_optimizer" in plain:
+            unfuse(self.engine.optimizer)
 
 
 class Attending(Ours):
@@ -64,23 +70,20 @@ class Attending(Ours):
         self.engine._compute.attention = form
 
 
-def everywhere(batch: Batch) -> Batch:
-    """The same batch with every position a slot, of which those that were none weigh nothing."""
-    positions = torch.arange(batch.length, device=batch.inputs.device).expand_as(batch.inputs).contiguous()
-    zeros = torch.zeros(batch.inputs.shape, dtype=batch.weights.dtype, device=batch.inputs.device)
-    return replace(
-        batch,
-        positions=positions,
-        labels=batch.inputs.scatter(1, batch.positions, batch.labels),
-        weights=zeros.scatter(1, batch.positions, batch.weights),
-    )
+def ways(options: TricksOptions, case: Case) -> list[str]:
+    """What there is to do plainly in these steps, whose rows have no padding."""
+    with torch.device("meta"):
+        outline: Model = case.arch().build(case.size.vocab_size, case.length)
+    cast = {"cast_once"} if options.passes_in() != "float32" else set()
+    return sorted((outline.all_ways | cast | {"fused_optimizer"}) - {"unpadding"})
 
 
 def sides(options: TricksOptions, case: Case) -> Builders:
-    """The step as it is, and without each."""
-    without: dict[str, Callable[[], Side]] = {
-        "cast every microbatch": partial(CastOften, case, options),
-        "all positions": partial(AllPositions, case, options),
+    """The step as it is, without each, and without any."""
+    names = ways(options, case)
+    without: dict[str, Callable[[], Side]] = {name: partial(Plainly, case, options, (name,)) for name in names}
+    without |= {
+        "all plain": partial(Plainly, case, options, tuple(names)),
         "whole batch a pass": partial(Ours, case, replace(options, microbatch_tokens=case.sequences * case.length)),
         "fused attention": partial(Attending, case, options, "sdpa"),
         "compiled": partial(Ours, case, replace(options, compile=True)),
