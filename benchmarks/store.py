@@ -59,9 +59,9 @@ class Options:
     vocab_size: int = 32768
     mask_rate: float = 0.15
     batch_size: int = 512  # sequences of a draw
-    draws: int = 20  # in a block
+    draws: int = 200  # in a block
     pairs: int = 9  # blocks of each of the two
-    warmup: int = 2  # pairs left out of the statistics
+    warmup: int = 4  # pairs left out of the statistics: pages are mapped when they are first read
     gpu_tokens_per_s: float = 1_060_000.0
     device: str = "auto"  # where masks are computed
     threads: int = 0  # 0: a thread for each core

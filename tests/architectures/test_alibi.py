@@ -1,5 +1,6 @@
 """Linear biases: the reference's slopes and bias, and what they mean for attention."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,25 @@ def test_far_positions_stay_apart_in_bfloat16() -> None:
     last = bias[0, 0, length - 1]
     assert last[1] < last[length - 1 - 3], "and distances count from the query, wherever it is"
     assert torch.equal(last, exact.flip(0).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_block_of_the_bias_is_that_part_of_all_of_it(dtype: torch.dtype, masked: bool, chosen: bool) -> None:
+    torch.manual_seed(0)
+    sequences, length, heads = 3, 300, 4
+    layer = SelfAttention(8 * heads, heads, alibi=True).to(dtype)
+    keys = torch.zeros(sequences, heads, length, 8, dtype=dtype)
+    mask = torch.rand(sequences, length) > 0.3 if masked else None
+    places = torch.stack([torch.randperm(length)[:70] for _ in range(sequences)]) if chosen else None
+    grid = Layout(sequences, length, mask=mask)
+    whole = layer._made_bias(keys, grid, places)
+    assert whole is not None
+    bias, (_, _, queries, _) = layer._line(keys, grid, places), whole.shape
+    for part in itertools.product(
+        [slice(0, 1), slice(1, 3)], [slice(0, 4), slice(2, 3)], [slice(0, queries), slice(11, 47)]
+    ):
+        found = bias.part(*part)
+        one = [where if size > 1 else slice(None) for where, size in zip(part, whole.shape, strict=False)]
+        assert torch.equal(*torch.broadcast_tensors(found, whole[tuple(one)]))

@@ -24,7 +24,7 @@ from cramming.architectures.layers.attention_forms import (
     varlen_attention,
 )
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
-from cramming.architectures.layers.blockwise import blockwise_attention
+from cramming.architectures.layers.blockwise import DistanceBias, blockwise_attention
 from cramming.architectures.layers.dropout import dropout as drop
 from cramming.architectures.layers.local_attention import banded, local_attention
 from cramming.architectures.layers.rotary import angles, turn
@@ -253,15 +253,21 @@ class SelfAttention(nn.Module):
         if places is None and grid.places is None and self.window is not None and self._is_local(k.shape[2]):
             context = local_attention(q, k, v, self.window, mask=grid.mask, dropout=dropout)
         else:
-            context = self._attend(q, k, v, self._bias(k, grid, places), dropout)
+            context = self._attend(grid, (q, k, v), places, dropout)
         return context.transpose(1, 2).flatten(2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-        """All keys by all queries, in the form that was asked for: -> (B, A, Q, D)."""
+    def _attend(
+        self, grid: Group | Layout, heads: tuple[Tensor, Tensor, Tensor], places: Tensor | None, dropout: float
+    ) -> Tensor:
+        """All keys by all queries, in the form that was asked for: arguments as of ``_context`` -> (B, A, Q, D)."""
+        q, k, v = heads
         form = resolve_form(self.form, q.device, k.shape[2], q.dtype)
         # A block at a time is for running as it is written: there is no dropout in it, and nothing for a compiler.
         if form == "blocks" and not dropout and not torch.compiler.is_compiling() and not twice():
-            return blockwise_attention(q, k, v, bias)
+            by_distance = self.slopes is not None and self.window is None and grid.places is None
+            known = self._line(k, grid, places) if by_distance else self._bias(k, grid, places)
+            return blockwise_attention(q, k, v, known)
+        bias = self._bias(k, grid, places)
         if form != "math":
             return sdpa_attention(q, k, v, bias, dropout)
         return math_attention(q, k, v, bias, dropout, drop=F.dropout if "dropout" in self.plain else drop)
@@ -292,6 +298,16 @@ class SelfAttention(nn.Module):
             grid.memo[wanted] = self._made_bias(k, grid)
         found: Tensor | None = grid.memo[wanted]
         return found
+
+    def _line(self, k: Tensor, grid: Group | Layout, places: Tensor | None) -> DistanceBias:
+        """The same where only distance and padding decide, for blocks: no more than a line of it is kept."""
+        everywhere = torch.arange(k.shape[2], device=k.device)
+        wanted = ("line", self.slopes, k.dtype)
+        if wanted not in grid.memo:
+            distances = torch.arange(1 - k.shape[2], k.shape[2], device=k.device)
+            slopes = torch.tensor(self.slopes, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
+            grid.memo[wanted] = alibi(slopes, distances.new_zeros(1), distances)[:, 0].to(k.dtype)
+        return DistanceBias(grid.memo[wanted], everywhere if places is None else places, grid.mask)
 
     def _made_bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
         """Of distance, keys out of sight, and padding; None: nothing is added."""

@@ -44,10 +44,11 @@ class _Blockwise(torch.autograd.Function):
     """Each block's products; only its inputs and outputs stay."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: "Tensor | DistanceBias | None") -> Tensor:
         """(B, A, Q, D), 2 x (B, A, S, D), to (B, A, Q, S) -> (B, A, Q, D)."""
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        ctx.save_for_backward(q, k, v, bias)
+        ctx.save_for_backward(q, k, v)
+        ctx.bias = bias
         context = torch.empty_like(q)
         for block, rows in _cut(q, k):
             part = (*block, rows)
@@ -59,7 +60,8 @@ class _Blockwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_context: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """(B, A, Q, D) -> (B, A, Q, D), 2 x (B, A, S, D)."""
-        q, k, v, bias = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
+        bias = ctx.bias
         wide = torch.promote_types(q.dtype, torch.float32)
         of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         sums: tuple[Tensor, Tensor] | None = None
@@ -87,12 +89,38 @@ class _Blockwise(torch.autograd.Function):
         return of_q.mul_(_scale(q)), of_k, of_v, None
 
 
-def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+class DistanceBias:
+    """A bias that depends on a head and a distance, made a block at a time: (B or 1, A, Q, S) of it never exist.
+
+    Args:
+        line: (A, 2S-1), what is added at the distances 1-S to S-1 of a key from a query.
+        places: (Q,) or (B, Q) int64, positions of the queries.
+        mask: (B, S), false at keys that nothing reads; None: all are read.
+    """
+
+    def __init__(self, line: Tensor, places: Tensor, mask: Tensor | None) -> None:
+        self.mask = mask
+        length = (line.shape[1] + 1) // 2
+        self._rows = line.unfold(1, length, 1)  # (A, S, S): the row at S-1-i is what a query at i adds to the keys
+        self._starts = length - 1 - places
+
+    def part(self, sequences: slice, heads: slice, rows: slice) -> Tensor:
+        """Of a block, (1 or b, a, q, S)."""
+        if self._starts.dim() == 1:
+            bias = self._rows[heads][:, self._starts[rows]][None]
+        else:
+            bias = self._rows[heads][:, self._starts[sequences, rows]].transpose(0, 1)
+        if self.mask is None:
+            return bias
+        return bias.masked_fill(~self.mask[sequences, None, None, :], torch.finfo(bias.dtype).min)
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | DistanceBias | None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v: (B, A, Q, D), 2 x (B, A, S, D), to (B, A, Q, S) -> (B, A, Q, D).
 
     The bias is a constant: it gets no gradient.
     """
-    assert bias is None or not bias.requires_grad
+    assert not isinstance(bias, Tensor) or not bias.requires_grad
     context: Tensor = _Blockwise.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
     return context
 
@@ -115,10 +143,12 @@ def _probabilities(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor
     return F.softmax(scores, dim=-1)
 
 
-def _part(bias: Tensor | None, part: tuple[slice, ...]) -> Tensor | None:
+def _part(bias: Tensor | DistanceBias | None, part: tuple[slice, slice, slice]) -> Tensor | None:
     """What of the bias is added to a part of the scores; an axis of size 1 is the same for all."""
     if bias is None:
         return None
+    if isinstance(bias, DistanceBias):
+        return bias.part(*part)
     return bias[tuple(where if size > 1 else slice(None) for where, size in zip(part, bias.shape[:3], strict=True))]
 
 
