@@ -99,6 +99,7 @@ def _steps(steps: Mapping[str, dict[str, Any]]) -> str:
     rows = []
     for found in steps.values():
         size = found["options"]["size"] + (", compiled" if found["options"]["compile"] else "")
+        size += ", CUDA graphs" if found["options"].get("cuda_graphs") else ""
         for row in found["rows"]:
             speed, mfu = row["tokens_per_s"].get("ours"), row.get("our_mfu")
             cells = [f"{row['arch']} ({size})", str(row["length"]), str(row["sequences"])]
@@ -172,6 +173,11 @@ def _others(results: Mapping[str, dict[str, Any]], steps: Mapping[str, dict[str,
     for name, found in results.items():
         if found.get("printed"):
             lines.append(f"{name}: {found['printed'][-1]}")
+    for found in steps.values():
+        for row in found["rows"]:
+            if launched := _ratio(row, "launched"):
+                what = f"{row['arch']} ({found['options']['size']}) with {row['length']} tokens"
+                lines.append(f"{what}: seconds of a step without CUDA graphs over one with them: {launched}")
     store = results.get("store", {})
     if store:
         speeds = [row["tokens_per_s"].get("ours", 0.0) for found in steps.values() for row in found["rows"]]

@@ -42,7 +42,7 @@ from cramming.interruption import Interrupted
 from cramming.suggest import nearest
 
 FAMILIES = ("bert", "mosaic", "modern", "crammed", "m2")
-TOKENS = {"base": 65536, "large": 32768}  # of a step
+TOKENS = {"small": 65536, "base": 65536, "large": 32768}  # of a step
 _PAGE = "README.md"
 # Packages of a benchmark beside those that nothing here does without; transformers, unless something else is said.
 _NEEDS = {"finetuning.py": ("transformers", "accelerate"), "store.py": (), "unpadding.py": ()}
@@ -145,12 +145,14 @@ def _data_share(words: str, expected_s: float) -> Stage:
     return Stage("data_share", command, expected_s, 5 * expected_s, lacking, writes=False)
 
 
-def _step(family: str, size: str, length: int, compiled: bool = True) -> Stage:
+def _step(family: str, size: str, length: int, compiled: bool = True, graphs: bool = False) -> Stage:
     baselines = "[limit,scoring,forward_limit,autocast,low]" if family == "bert" else "[limit,scoring,autocast]"
+    baselines = "[launched,limit,scoring]" if graphs else baselines
     words = f"archs=[{family}] size={size} lengths=[{length}] tokens={TOKENS[size]} baselines={baselines} mfu=true"
     words += f" pairs=9 cell_s=10 compile={str(compiled).lower()}"
-    name = f"step_{family}_{size}_{length}{'' if compiled else '_eager'}"
-    return _python(name, "step.py", words, 60 if size == "base" else 100)
+    words += " cuda_graphs=true" if graphs else ""
+    name = f"step_{family}_{size}_{length}{'' if compiled else '_eager'}{'_graphs' if graphs else ''}"
+    return _python(name, "step.py", words, 100 if size == "large" else 60)
 
 
 def _full(options: Options) -> Iterator[Stage]:
@@ -162,6 +164,7 @@ def _full(options: Options) -> Iterator[Stage]:
     steps = [(family, length) for length in (128, 512) for family in FAMILIES]
     yield from (_step(family, "base", length) for family, length in steps[1:])
     yield from (_step("bert", "large", length) for length in (128, 512))
+    yield from (_step("bert", size, 128, graphs=True) for size in ("base", "small"))
     share = "pairs=20 data=python_docs arch=bert_base data.vocab_size=30522 train.batch_size=512"
     yield _data_share(f"{share} impl.microbatch_size=512", 90)
     yield _python("store", "store.py", "gigabytes=10", 30)

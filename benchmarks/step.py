@@ -9,13 +9,14 @@ matrix products and Fourier transforms and nothing else, so that its ratio is th
 Theirs is the usual step of a training with transformers: labels of -100 where nothing is predicted, clipping, fused
 AdamW, and ``autocast`` over float32 weights, which is what their Trainer does, or ``low``, weights of low precision
 throughout. ``scoring`` is what a method asks for that judges sequences before it trains on them: the losses of the same
-batch, and ``forward_limit`` is a replay of what that multiplies. "Does not fit" is a result: see README.md for the
+batch, and ``forward_limit`` is a replay of what that multiplies. With ``cuda_graphs=true`` ours replays its compiled
+blocks as CUDA graphs, and ``launched`` is our step without them. "Does not fit" is a result: see README.md for the
 protocol.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from benchmarks.reporting import asked
 from cramming import optim
 from cramming.cli import run_command
 from cramming.engine import DTYPES, Engine
+from cramming.errors import UserError
 from cramming.method import Method
 from cramming.profiling.replay import Replay, recorded
 from rst.clock import Clock
@@ -48,6 +50,7 @@ class StepOptions(Options):
 
     microbatch_tokens: int = 0  # ours; 0: 4096 on a processor, the whole batch on a GPU
     their_microbatch_tokens: int = 0  # 0: the whole batch, as their Trainer has it
+    cuda_graphs: bool = False  # ours, compiled, on a GPU
 
     def microbatch(self, case: Case, theirs: bool) -> int:
         """Sequences in a pass."""
@@ -72,7 +75,10 @@ class Ours:
             microbatch_size=options.microbatch(case, theirs=False),
             clip_norm=CLIP_NORM,
             compile=options.compile,
+            cuda_graphs=options.cuda_graphs,
         )
+        if options.cuda_graphs and self.engine.cuda_graphs != "replayed":
+            raise UserError(f"cuda_graphs=true: {self.engine.cuda_graphs}")
         self.batch = case.batch().to(device)
         forward = model.flops(case.length, self.batch.positions.shape[1], model.layers)
         self.flops: float | None = 3 * case.sequences * forward
@@ -165,6 +171,8 @@ def sides(options: StepOptions, case: Case) -> Builders:
         "scoring": partial(Scoring, case, options),
         "forward_limit": partial(limit, case, options, gradients=False),
     }
+    if options.cuda_graphs:
+        own["launched"] = partial(Ours, case, replace(options, cuda_graphs=False))
     return options.with_beside(case, partial(Ours, options=options), {**own, **theirs})
 
 

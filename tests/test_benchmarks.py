@@ -194,9 +194,22 @@ def test_sides_are_chosen_by_name() -> None:
     assert list(step.sides(options, case)) == ["ours", "our bert", "float32"]
     assert list(step.sides(options, Case("bert", 16, 2, SIZES["tiny"], 0.15))) == ["ours", "float32"]
     options.baselines = []
-    assert list(step.sides(options, case)) == ["ours", "our bert", "limit", "scoring", "float32"]
+    assert list(step.sides(options, case)) == ["ours", "our bert", "limit", "scoring", "forward_limit", "float32"]
     options.baselines = ["float"]
     with pytest.raises(UserError, match="baselines=float "):
+        step.sides(options, case)
+
+
+def test_a_step_with_cuda_graphs_is_compared_with_one_without_and_refused_where_there_are_none() -> None:
+    case = Case("bert", 16, 2, SIZES["tiny"], 0.15)
+    options = step.StepOptions(cuda_graphs=True, baselines=["launched"], **TINY)
+    sides = step.sides(options, case)
+    assert list(sides) == ["ours", "launched"]
+    with pytest.raises(UserError, match="cuda_graphs=true: none: there are none on a cpu"):
+        sides["ours"]()
+    sides["launched"]()
+    options.cuda_graphs = False
+    with pytest.raises(UserError, match="baselines=launched"):
         step.sides(options, case)
 
 

@@ -319,6 +319,17 @@ def test_the_page_has_the_headline_numbers(tmp_path: Path, busy: bool) -> None:
     )
 
 
+def test_steps_with_cuda_graphs_say_what_those_are_worth(tmp_path: Path) -> None:
+    (_, result) = next(steps(busy=False))
+    result["options"]["cuda_graphs"] = True
+    result["rows"][0]["ratios"]["launched"] = {"wall": {"median": 1.4, "quartiles": [1.35, 1.45]}, "busy": False}
+    (tmp_path / "step_bert_base_128_graphs.json").write_text(json.dumps(result))
+    outcomes = {"step_bert_base_128_graphs": Outcome(PASSED, took_s=61.0)}
+    shown = gpu_page.page(tmp_path, {}, outcomes, "A title")
+    assert "| bert (base, compiled, CUDA graphs) | 128 | 512 |" in shown
+    assert "without CUDA graphs over one with them: 1.40 (1.35-1.45)" in shown
+
+
 def test_lengths_that_are_stages_of_their_own_come_together(tmp_path: Path) -> None:
     for length in (512, 128):
         row = {
