@@ -301,8 +301,10 @@ class _Spectra(torch.autograd.Function):
 def positional_features(length: int, features: int) -> Tensor:
     """What the network is first told of each place: (L, E), float32."""
     bands = (features - 1) // 2
-    place = torch.linspace(0, 1, length)[:, None]
-    angles = (2 * math.pi / length) * torch.arange(length)[:, None] * torch.linspace(1e-4, bands - 1, bands)
+    count = torch.arange(length)[:, None]
+    # With the device said: where transformers has built a network in a device's context, torch.linspace forgets it.
+    place = torch.linspace(0, 1, length, device=count.device)[:, None]
+    angles = (2 * math.pi / length) * count * torch.linspace(1e-4, bands - 1, bands, device=count.device)
     return torch.cat((place, angles.cos(), -angles.sin()), dim=-1)
 
 
