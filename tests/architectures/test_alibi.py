@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from cramming.architectures.layers import blockwise
 from cramming.architectures.layers.alibi import alibi, slopes
 from cramming.architectures.layers.attention import SelfAttention
-from cramming.architectures.layers.unpadding import Layout
+from cramming.architectures.layers.unpadding import Layout, Queries
 
 GOLDEN_HEADS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24)
 
@@ -114,4 +115,29 @@ def test_a_block_of_the_bias_is_that_part_of_all_of_it(dtype: torch.dtype, maske
     ):
         found = bias.part(*part)
         one = [where if size > 1 else slice(None) for where, size in zip(part, whole.shape, strict=False)]
-        assert torch.equal(*torch.broadcast_tensors(found, whole[tuple(one)]))
+        assert torch.equal(*torch.broadcast_tensors(found.flip(3), whole[tuple(one)])), "keys come in reverse"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chosen", [False, True])
+@pytest.mark.parametrize("scores", [1 << 20, 400, 1])
+def test_blocks_are_the_definition(monkeypatch: pytest.MonkeyPatch, masked: bool, chosen: bool, scores: int) -> None:
+    monkeypatch.setattr(blockwise, "SCORES", scores)
+    torch.manual_seed(0)
+    sequences, length, heads = 3, 37, 4
+    layer = SelfAttention(8 * heads, heads, alibi=True).double()
+    mask = torch.rand(sequences, length) > 0.3 if masked else None
+    x = torch.randn(sequences * length, 8 * heads, dtype=torch.float64)
+    rows = torch.arange(sequences)[:, None] * length + torch.stack([torch.randperm(length)[:11] for _ in range(3)])
+    weights = torch.randn(33 if chosen else len(x), 8 * heads, dtype=torch.float64)
+    if mask is not None and not chosen:  # what padding becomes is nobody's business
+        weights *= mask.flatten()[:, None]
+    found = []
+    for form in ("math", "blocks"):
+        layer.form = form
+        inputs = x.clone().requires_grad_()
+        mixed = layer(inputs, Layout(sequences, length, mask=mask), Queries(rows) if chosen else None)
+        mixed.backward(weights)
+        found.append((mixed.detach() * (weights != 0), inputs.grad, layer.qkv.weight.grad))
+        layer.zero_grad()
+    torch.testing.assert_close(found[1], found[0])

@@ -300,14 +300,13 @@ class SelfAttention(nn.Module):
         return found
 
     def _line(self, k: Tensor, grid: Group | Layout, places: Tensor | None) -> DistanceBias:
-        """The same where only distance and padding decide, for blocks: no more than a line of it is kept."""
-        everywhere = torch.arange(k.shape[2], device=k.device)
+        """The same where only distance and padding decide, for blocks."""
         wanted = ("line", self.slopes, k.dtype)
         if wanted not in grid.memo:
             distances = torch.arange(1 - k.shape[2], k.shape[2], device=k.device)
             slopes = torch.tensor(self.slopes, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
             grid.memo[wanted] = alibi(slopes, distances.new_zeros(1), distances)[:, 0].to(k.dtype)
-        return DistanceBias(grid.memo[wanted], everywhere if places is None else places, grid.mask)
+        return DistanceBias(grid.memo[wanted], places, grid.mask)
 
     def _made_bias(self, k: Tensor, grid: Group | Layout, places: Tensor | None = None) -> Tensor | None:
         """Of distance, keys out of sight, and padding; None: nothing is added."""

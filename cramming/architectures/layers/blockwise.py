@@ -90,29 +90,31 @@ class _Blockwise(torch.autograd.Function):
 
 
 class DistanceBias:
-    """A bias that depends on a head and a distance, made a block at a time: (B or 1, A, Q, S) of it never exist.
+    """A bias that depends on a head and a distance, of which (B or 1, A, Q, S) never exist.
+
+    It is for keys in reverse, the last one first. Then what a query at i adds to them is a stretch of a line, from i
+    on, and what a block of queries adds is a view of that line, row after row one place further.
 
     Args:
-        line: (A, 2S-1), what is added at the distances 1-S to S-1 of a key from a query.
-        places: (Q,) or (B, Q) int64, positions of the queries.
-        mask: (B, S), false at keys that nothing reads; None: all are read.
+        line: (A, 2S-1), what is added at the distances 1-S to S-1 of a query from a key.
+        places: (B, Q) int64, positions of the queries; None: all positions in order.
+        mask: (B, S), false at keys that nothing reads, the first key first; None: all are read.
     """
 
-    def __init__(self, line: Tensor, places: Tensor, mask: Tensor | None) -> None:
-        self.mask = mask
-        length = (line.shape[1] + 1) // 2
-        self._rows = line.unfold(1, length, 1)  # (A, S, S): the row at S-1-i is what a query at i adds to the keys
-        self._starts = length - 1 - places
+    def __init__(self, line: Tensor, places: Tensor | None, mask: Tensor | None) -> None:
+        self._rows = line.unfold(1, (line.shape[1] + 1) // 2, 1)  # (A, S, S), a view
+        self._places = places
+        self._hidden = None if mask is None else ~mask.flip(1)
 
-    def part(self, sequences: slice, heads: slice, rows: slice) -> Tensor:
+    def part(self, sequences: slice, heads: slice, queries: slice) -> Tensor:
         """Of a block, (1 or b, a, q, S)."""
-        if self._starts.dim() == 1:
-            bias = self._rows[heads][:, self._starts[rows]][None]
+        if self._places is None:
+            bias = self._rows[heads, queries][None]
         else:
-            bias = self._rows[heads][:, self._starts[sequences, rows]].transpose(0, 1)
-        if self.mask is None:
+            bias = self._rows[heads][:, self._places[sequences, queries]].transpose(0, 1)
+        if self._hidden is None:
             return bias
-        return bias.masked_fill(~self.mask[sequences, None, None, :], torch.finfo(bias.dtype).min)
+        return bias.masked_fill(self._hidden[sequences, None, None, :], torch.finfo(bias.dtype).min)
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | DistanceBias | None) -> Tensor:
@@ -121,6 +123,8 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Distance
     The bias is a constant: it gets no gradient.
     """
     assert not isinstance(bias, Tensor) or not bias.requires_grad
+    if isinstance(bias, DistanceBias):
+        k, v = k.flip(2), v.flip(2)
     context: Tensor = _Blockwise.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
     return context
 
