@@ -38,7 +38,7 @@ def test_a_run_leaves_what_a_person_looks_for(finished: Path) -> None:
     assert found["ledger"] == {"train": 0.0, "optimizer": 12.0}
     assert found["work"]["train"]["forward_backward"] == {"passes": 24, "sequences": 96}  # type: ignore[index]
     assert {"wall_s", "validation_loss", "environment", "git_revision", "fast_paths"} <= found.keys()
-    assert found["fast_paths"]["allocator"] == allocator.in_use()
+    assert found["fast_paths"]["allocator"] == allocator.use("auto")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [*range(1, 13)]
     needed = {"step", "progress", "loss", "lr", "spent_s", "elapsed_s", "tokens_per_s"}
