@@ -220,7 +220,7 @@ def test_no_stage_outlasts_a_command_of_ten_minutes() -> None:
 
 def test_tests_for_a_gpu_are_found_wherever_they_lie() -> None:
     files = {word for s in gpu_report.stages(Options(), Path()) if s.name.startswith("tests_") for word in s.command}
-    assert {f"tests/gpu/{file.name}" for file in (REPOSITORY / "tests" / "gpu").glob("test_*.py")} <= files
+    assert {f"tests/gpu/{file.name}" for file in (REPOSITORY / "tests" / "gpu").glob("test_gpu*.py")} <= files
     assert "tests/architectures/test_local_attention.py" in files  # one of its tests is for a GPU
 
 
