@@ -97,7 +97,7 @@ class Blocks:
             self._inside -= 1
 
     def choose(self, batch: Batch | None) -> None:
-        """Before a forward call: decide whether its blocks are replayed, at the depth they have and with gradients or not.
+        """Before a forward call: decide whether its blocks are replayed, as deep as they are and with gradients or not.
 
         Args:
             batch: what the call is about; None: something that is not to be recorded.
