@@ -26,7 +26,7 @@ from benchmarks.grid import (
     measured,
     median_s,
 )
-from benchmarks.presentation import OURS, broke, line, page
+from benchmarks.presentation import OURS, Page, broke, line, page
 from benchmarks.reporting import circumstances, keep
 from cramming import resolve
 from cramming.engine import DTYPES
@@ -148,6 +148,7 @@ class Mode:
     calls: int = 1  # in a block
     dropout: float = 0.0  # in all models
     within: Context = nullcontext  # the context all blocks of a cell run in
+    page: Callable[[dict[str, Any]], Page] = page  # how the result is shown
 
 
 def run(options: Options, mode: Mode) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def run(options: Options, mode: Mode) -> dict[str, Any]:
         "peak_flops_per_s": peak,
         **circumstances(where),
     }
-    shown = page(result)
+    shown = mode.page(result)
     Console(width=None if os.isatty(1) else 160).print(shown.rich())
     keep(result, options.out, shown.markdown())
     broken = [f"{row['arch']} at {row['length']}" for row in rows if any(map(broke, row["unfit"].values()))]

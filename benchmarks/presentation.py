@@ -70,6 +70,18 @@ def page(result: dict[str, Any]) -> Page:
     return Page(f"{result['mode']}: seconds of theirs over ours, median (quartiles)", columns, shown, notes)
 
 
+def listed(result: dict[str, Any]) -> Page:
+    """The same with a line for each side, for results of many sides."""
+    shown = []
+    for row in result["rows"]:
+        for side in (*row["tokens_per_s"], *row["unfit"]):
+            ratio = "" if side == OURS and side in row["tokens_per_s"] else _ratio(row, side)
+            cells = [row["arch"], side, str(row["length"]), str(row["sequences"]), _speed(row, side), ratio]
+            shown.append([*cells, _whole(row["peak_mb"].get(side))])
+    columns = ["arch", "side", "tokens", "sequences", "tokens/s", "seconds over ours", "MB"]
+    return Page(f"{result['mode']}: median of the pairs (quartiles)", columns, shown, page(result).notes)
+
+
 def line(row: dict[str, Any]) -> str:
     """A row in a line."""
     parts = [row["refused"]] if row["refused"] else []

@@ -23,6 +23,7 @@ import torch
 from benchmarks.architectures import Case
 from benchmarks.comparison import Mode, run
 from benchmarks.grid import Builders, Side
+from benchmarks.presentation import listed
 from benchmarks.reporting import asked
 from benchmarks.step import Ours, StepOptions
 from cramming.cli import run_command
@@ -94,7 +95,7 @@ def sides(options: TricksOptions, case: Case) -> Builders:
 def main() -> None:
     """Parse, measure, print."""
     options = asked(TricksOptions, __doc__)
-    run(options, Mode("tricks", partial(sides, options)))
+    run(options, Mode("tricks", partial(sides, options), page=listed))
 
 
 if __name__ == "__main__":

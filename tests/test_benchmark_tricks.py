@@ -9,6 +9,7 @@ import pytest
 from benchmarks import tricks
 from benchmarks.architectures import SIZES, Case
 from benchmarks.comparison import Mode, run
+from benchmarks.presentation import listed
 
 TINY: dict[str, Any] = {"size": "tiny", "lengths": [16], "tokens": 32, "pairs": 3, "isolated": False, "device": "cpu"}
 EVERYWHERE = {"cross_entropy", "predicted_positions", "word_gradient", "fused_optimizer"}
@@ -20,7 +21,9 @@ def test_the_step_without_each_learns_the_same() -> None:
     found = set(tricks.sides(options, CASE)) - {"ours", "compiled", "fused attention"}  # of which m2 has none
     assert found == EVERYWHERE | {"convolution", "kept_filters", "block_diagonal", "all plain", "whole batch a pass"}
     options.baselines = sorted(found)
-    (row,) = run(options, Mode("tricks", partial(tricks.sides, options)))["rows"]
+    result = run(options, Mode("tricks", partial(tricks.sides, options), page=listed))
+    (row,) = result["rows"]
+    assert [cells[1] for cells in listed(result).rows] == list(row["tokens_per_s"]), "a line for each"
     assert (row["refused"], row["unfit"], set(row["ratios"])) == ("", {}, found)
     assert list(row["losses"].values()) == pytest.approx([row["losses"]["ours"]] * len(row["losses"]), rel=1e-4)
 
