@@ -28,7 +28,7 @@ from benchmarks.grid import (
 )
 from benchmarks.presentation import OURS, Page, broke, line, page
 from benchmarks.reporting import circumstances, keep
-from cramming import resolve
+from cramming import allocator, resolve
 from cramming.engine import DTYPES
 from cramming.errors import UserError
 from cramming.peak import peak_flops_per_s
@@ -64,6 +64,7 @@ class Options:
     precision: str = "auto"
     compile: bool = False  # our blocks
     their_compile: bool = False  # their whole model
+    allocator: str = "auto"  # memory that any side has freed stays with the process; system: it is given back
     device: str = "auto"
     threads: int = 0  # 0: a thread for each core
     mfu: bool = False  # measure the peak of this device first, where it is not published, and say how near ours comes
@@ -75,6 +76,7 @@ class Options:
             ("archs", FAMILIES),
             ("beside", beside),
             ("size", SIZES),
+            ("allocator", allocator.CHOICES),
             ("batches", ("tokens", *PUBLISHED_BATCHES)),
         ):
             value = getattr(self, key)
@@ -136,7 +138,8 @@ class Options:
     def bounds(self) -> Bounds:
         """How much a cell may take."""
         memory_mb = self.memory_gb * 1024 if self.memory_gb else _MEMORY_SHARE * available_mb()
-        return Bounds(self.where(), self.pairs, self.cell_s, self.block_s, memory_mb, self.isolated)
+        bounds = (self.where(), self.pairs, self.cell_s, self.block_s, memory_mb, self.isolated)
+        return Bounds(*bounds, allocator=self.allocator)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.reporting import spread
+from cramming import allocator
 from cramming.errors import UserError
 from cramming.out_of_memory import is_out_of_memory
 
@@ -64,6 +65,7 @@ class Bounds:
     block_s: float  # a block that takes longer does not fit
     memory_mb: float  # of a cell's process; a GPU has its own bound
     isolated: bool = True  # a process for each cell; never on a GPU
+    allocator: str = allocator.AUTO  # what becomes of memory that a side has freed
 
 
 class DoesNotFitError(Exception):
@@ -90,6 +92,8 @@ class Measured:
 def measured(builders: Builders, bounds: Bounds, within: Context = nullcontext) -> Measured:
     """A cell: all sides that fit, in turn, in a context. Those that do not are left out, one after another."""
     left, unfit, found = dict(builders), dict[str, str](), Measured()
+    freed = allocator.in_use()
+    allocator.use(bounds.allocator)  # a process that is forked has it, too
     gc.freeze()  # collecting is for what the cell leaves behind; looking at all that is imported takes long
     while left:
         try:
@@ -101,6 +105,7 @@ def measured(builders: Builders, bounds: Bounds, within: Context = nullcontext) 
         _release(bounds.device)
     _release(bounds.device)
     gc.unfreeze()
+    allocator.use(freed)
     found.unfit = unfit
     return found
 
