@@ -51,6 +51,7 @@ class Options:
     cell_s: float = 100.0  # seconds for a model's pairs
     threads: int = 0  # 0: a thread for each core
     device: str = "auto"
+    allocator: str = "auto"  # memory that any side has freed stays with the process; system: it is given back
     quick: bool = False  # tiny models, to see that it runs
     out: str = ""  # a JSON file; a page in Markdown lies beside it
 
@@ -72,6 +73,7 @@ class Options:
             cell_s=self.cell_s,
             block_s=120.0,
             threads=self.threads,
+            allocator=self.allocator,
             device=self.device,
             **chosen,
         )
@@ -79,15 +81,7 @@ class Options:
 
 def page(rows: dict[str, dict[str, Any]]) -> Page:
     """The table of all models, whose rows are those of ``step.py``."""
-    columns = [
-        "model",
-        "goals",
-        "share of limit",
-        "against autocast",
-        "its share",
-        "against 16-bit weights",
-        "its share",
-    ]
+    columns = ["model", "goals", "share of limit", "against autocast", "whose share is", "against 16-bit weights"]
     columns += ["whose share is", "scoring pass / step", "its products / step", "tokens/s"]
     shown = []
     for model, row in rows.items():

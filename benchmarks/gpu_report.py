@@ -45,7 +45,11 @@ FAMILIES = ("bert", "mosaic", "modern", "crammed", "m2")
 TOKENS = {"small": 65536, "base": 65536, "large": 32768}  # of a step
 _PAGE = "README.md"
 # Packages of a benchmark beside those that nothing here does without; transformers, unless something else is said.
-_NEEDS = {"finetuning.py": ("transformers", "accelerate"), "store.py": (), "unpadding.py": ()}
+_NEEDS = {
+    "finetuning.py": ("transformers", "accelerate", "scipy", "sklearn"),
+    "store.py": (),
+    "unpadding.py": (),
+}
 
 
 @dataclass
@@ -71,6 +75,10 @@ class Options:
             raise UserError(
                 "device=cpu is for seeing whether it runs: add quick=true; on a processor, make bench measures"
             )
+        if self.folder and Path(self.folder).exists() and not Path(self.folder).is_dir():
+            raise UserError(f"folder={self.folder} is a file; name a folder")
+        if self.archive and (Path(self.archive).is_dir() or not self.archive.endswith(".tar.gz")):
+            raise UserError(f"archive={self.archive} must be a file named .tar.gz")
 
     def where(self) -> torch.device:
         """The device.
@@ -158,17 +166,15 @@ def _step(family: str, size: str, length: int, compiled: bool = True, graphs: bo
 def _full(options: Options) -> Iterator[Stage]:
     """At the sizes that are asked about."""
     yield _kernels()
-    of_runs, *others = [
-        _tests(Path(file).stem.replace("test_", "tests_", 1), [file], 60)
-        for file in sorted(_marked(), key=lambda file: (Path(file).stem != "test_gpu", file))
-    ]
+    every = {Path(file).stem: _tests(Path(file).stem.replace("test_", "tests_", 1), [file], 60) for file in _marked()}
+    of_runs = [every.pop("test_gpu")] if "test_gpu" in every else []
     first, *steps = [(family, length) for length in (128, 512) for family in FAMILIES]
     yield _step(first[0], "base", first[1])
-    yield of_runs
+    yield from of_runs
     yield from (_step(family, "base", length) for family, length in steps)
     yield from (_step("bert", "large", length) for length in (128, 512))
     yield from (_step("bert", size, 128, graphs=True) for size in ("base", "small"))
-    yield from others
+    yield from every.values()
     share = "pairs=20 data=python_docs arch=bert_base data.vocab_size=30522 train.batch_size=512"
     yield _data_share(f"{share} impl.microbatch_size=512", 90)
     yield _python("store", "store.py", "gigabytes=10", 30)

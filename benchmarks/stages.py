@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cramming.durable import write_atomically
+from cramming.errors import UserError
 from cramming.text import duration
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -109,6 +110,8 @@ def run(
         left_s, needed_s = ends - time.monotonic(), expected_s[stage.name]
         if stage.lacking:
             outcome = Outcome(NOT_HERE, stage.lacking)
+        elif needed_s > left_s and _is_done(stage, known.get(stage.name), folder):
+            outcome = known[stage.name]  # asked for again, and what there is stays
         elif needed_s > left_s:
             outcome = Outcome(LEFT_OUT, f"needs about {duration(needed_s)}, {duration(max(0.0, left_s))} were left")
         else:
@@ -200,8 +203,11 @@ def _kept(folder: Path) -> dict[str, Outcome]:
     file = folder / _FILE
     if not file.is_file():
         return {}
-    kept: dict[str, Any] = json.loads(file.read_text())
-    return {name: Outcome(**values) for name, values in kept.items()}
+    try:
+        kept: dict[str, Any] = json.loads(file.read_text())
+        return {name: Outcome(**values) for name, values in kept.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be used ({error}); delete it, and all stages run again") from error
 
 
 def _keep(outcomes: Mapping[str, Outcome], folder: Path) -> None:

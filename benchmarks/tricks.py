@@ -29,6 +29,7 @@ from benchmarks.step import Ours, StepOptions
 from cramming.cli import run_command
 from cramming.model import Model
 from cramming.optim import unfuse
+from cramming.precision import DTYPES
 
 
 @dataclass
@@ -73,10 +74,13 @@ class Attending(Ours):
 
 def ways(options: TricksOptions, case: Case) -> list[str]:
     """What there is to do plainly in these steps, whose rows have no padding."""
-    with torch.device("meta"):
-        outline: Model = case.arch().build(case.size.vocab_size, case.length)
     cast = {"cast_once"} if options.passes_in() != "float32" else set()
-    return sorted((outline.all_ways | cast | {"fused_optimizer"}) - {"unpadding"})
+    return sorted((_outline(case).all_ways | cast | {"fused_optimizer"}) - {"unpadding"})
+
+
+def _outline(case: Case) -> Model:
+    with torch.device("meta"):
+        return case.arch().build(case.size.vocab_size, case.length)  # type: ignore[no-any-return]
 
 
 def sides(options: TricksOptions, case: Case) -> Builders:
@@ -86,9 +90,10 @@ def sides(options: TricksOptions, case: Case) -> Builders:
     without |= {
         "all plain": partial(Plainly, case, options, tuple(names)),
         "whole batch a pass": partial(Ours, case, replace(options, microbatch_tokens=case.sequences * case.length)),
-        "fused attention": partial(Attending, case, options, "sdpa"),
         "compiled": partial(Ours, case, replace(options, compile=True)),
     }
+    if _outline(case).attention_lacks("sdpa", options.where(), DTYPES[options.passes_in()]) is None:
+        without["fused attention"] = partial(Attending, case, options, "sdpa")
     return options.with_beside(case, partial(Ours, options=options), without)
 
 

@@ -13,7 +13,10 @@ to the same memory in every pass, so that what a pass made is gone with the next
 * Losses and logits are made by the head, outside of the blocks, in memory of their own. Hidden states are not: passes
   that hand them out, and the others that are not charged, come in many shapes and are never replayed.
 * A recording is of one shape and of one sequence of blocks, because a block reads where the one before it has written.
-  Each such path is another recording of every block in it, kept for good: there are at most ``PATHS``.
+  Each such path is another recording of every block in it, kept for good. Layers that are drawn anew are therefore not
+  recorded, and of depths (the first layers) and shapes at most ``PATHS``; which run without then, depends on which came
+  first, and rounding with it, as it may where a run was continued.
+* What recordings hold comes on top of what ``impl.microbatch_size=auto`` has found to fit, which is tried without.
 """
 
 import logging
@@ -122,11 +125,12 @@ class Blocks:
             return self._refused("of batches without their padding, no two of which have the same shape")
         if batch.starts is not None:
             return self._refused("of documents that are kept apart, of which every batch has others")
+        model, depth = self._model, len(self._model.active_layers)
+        if model.layer_scales or tuple(model.active_layers) != tuple(range(depth)):
+            return self._refused("of layers that are drawn anew, each draw being a recording of its own")
         kept = None if batch.kept is None else (batch.kept.shape, batch.kept_depth)
         shapes = batch.inputs.shape, batch.positions.shape, kept
-        model = self._model  # scaled layers keep tensors of the one before
-        layers = tuple(model.active_layers), tuple(model.layer_scales or ())
-        path = layers, torch.is_grad_enabled(), model.training, shapes
+        path = depth, torch.is_grad_enabled(), model.training, shapes
         if path not in self._paths and len(self._paths) >= PATHS:
             return self._refused(f"at more than {PATHS} depths and shapes, each of which is recorded for itself")
         self._paths.add(path)

@@ -163,7 +163,7 @@ class Engine:
         """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged."""
         forward = self._forward(account, "forward")
         with self._without_dropout(), self.phases.forward(account, batch, gradients=False):
-            parts = [(forward(part) * part.weights).sum(1) for part in self._passes(batch)]
+            parts = self._each(batch, lambda part: (forward(part) * part.weights).sum(1))
         return torch.cat(parts) / batch.weights.sum(1).clamp(min=1)
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ class Engine:
         """
         with self._without_dropout(), self.phases(account):
             forward = self._forward(account, "forward", of)
-            return torch.cat([forward(part, logits=True) for part in self._passes(batch)])
+            return torch.cat(self._each(batch, lambda part: forward(part, logits=True)))
 
     @torch.no_grad()
     def uncharged_logits(self, batch: Batch) -> Tensor:
@@ -267,7 +267,7 @@ class Engine:
             before = self.model.active_layers
             self.model.active_layers = active_layers
             with torch.set_grad_enabled(kind != "forward"), self._blocks.one_pass():
-                loss = (self._call(batch, False) * batch.weights).sum()
+                loss = (self._call(batch, False, replayed=False) * batch.weights).sum()
                 if kind != "forward" and loss.requires_grad:
                     loss.backward()  # type: ignore[no-untyped-call]
                     self._copy.collect()
@@ -328,11 +328,13 @@ class Engine:
 
         return forward
 
-    def _passes(self, batch: Batch) -> Iterator[Batch]:
-        """Microbatches, each a pass of its own."""
+    def _each(self, batch: Batch, ask: Callable[[Batch], Tensor]) -> list[Tensor]:
+        """What is asked about every microbatch, each a pass of its own."""
+        found = []
         for part in batch.split(self.microbatch_size):
             with self._blocks.one_pass():
-                yield part
+                found.append(ask(part))
+        return found
 
     @contextmanager
     def _without_dropout(self) -> Iterator[None]:

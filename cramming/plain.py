@@ -1,10 +1,11 @@
 """Fast ways to compute what may be computed plainly instead: ``impl.plain`` names them.
 
-A fast way never changes a result beyond rounding; ``tests/core/test_fast_paths.py`` holds each of them to that. To have
-it the plain way, as somebody would write it first, is for whoever doubts one, and for measuring what it is worth
-(``benchmarks/tricks.py``). The ones that a module of a model knows are its attribute ``ways``; those that are to be
-plain, ``plain``. Options of their own decide about the form of attention, compiling, microbatches, what is computed
-again in backward, and what becomes of freed memory.
+A fast way never changes a result beyond rounding; ``tests/core/test_fast_paths.py`` holds each of them to that. (Where
+dropout is above 0, some draw other random numbers, which is another run of the same.) To have it the plain way, as
+somebody would write it first, is for whoever doubts one, and for measuring what it is worth (``benchmarks/tricks.py``).
+The ones that a module of a model knows are its attribute ``ways``; those that are to be plain, ``plain``. Options of
+their own decide about the form of attention, compiling, microbatches, what is computed again in backward, and what
+becomes of freed memory.
 """
 
 from collections.abc import Collection, Iterable
@@ -31,7 +32,9 @@ WAYS = {
     "word_gradient": Way("rows looked up are added to the vocabulary's gradient", "autograd's two gradients, summed"),
     "unpadding": Way("padding and empty slots are left out", "padding is computed, behind a mask"),
     "local_attention": Way("a window's keys only are computed", "all keys, behind a mask"),
-    "dropout": Way("attention's dropout draws 16 bits an element on a processor", "torch's dropout"),
+    "dropout": Way(
+        "where attention is written out, its dropout draws 16 bits an element on a processor", "torch's dropout"
+    ),
     "convolution": Way("one function with a backward of its own", "by autograd"),
     "kept_filters": Way("filters are made once a step", "filters are made in every pass"),
     "block_diagonal": Way("the feed-forward part a block of outputs at a time", "all blocks as one batched product"),

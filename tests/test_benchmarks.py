@@ -265,7 +265,9 @@ def test_what_theirs_reaches_of_the_limit_is_of_the_same_pairs() -> None:
         return {"wall": spread(list(pairs)), "busy": False}
 
     ratios = {"limit": ratio(0.5, 0.6, 0.8), "autocast": ratio(2.0, 1.0, 4.0)}  # 0.25, 0.6 and 0.2 of it
-    shown = bench.page({"m": {"ratios": ratios, "unfit": {}, "tokens_per_s": {"ours": 1.0}}}).rows[0]
+    page = bench.page({"m": {"ratios": ratios, "unfit": {}, "tokens_per_s": {"ours": 1.0}}})
+    shown = page.rows[0]
+    assert len(shown) == len(page.columns)
     assert shown[2:6] == ["0.60 (0.50-0.80)", "2.00 (1.00-4.00)", "0.25 (0.20-0.60)", ""]
     ratios["limit"]["busy"] = True
     shown = bench.page({"m": {"ratios": ratios, "unfit": {}, "tokens_per_s": {"ours": 1.0}}}).rows[0]

@@ -236,7 +236,7 @@ class TransformersLanguageModel(TransformersEncoder):
         return self.head.ways
 
     def forward(self, batch: Batch, logits: bool = False) -> Tensor:
-        """Losses at the predicted positions, -> (B, P) float32, zero in empty slots; or logits there, -> (B, P, V)."""
+        """Losses at predicted positions, -> (B, P) float32, finite in empty slots; or logits there, -> (B, P, V)."""
         layout = Layout.of(batch.inputs, lengths=batch.lengths, starts=batch.starts)
         rows = layout.rows_of(batch.positions).flatten()
         kept = None if batch.lengths is None or logits else batch.weights.flatten().nonzero().squeeze(1)
@@ -255,7 +255,7 @@ class TransformersLanguageModel(TransformersEncoder):
         return losses.view(batch.labels.shape)
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
-        said = described(self.all_ways, self.plain)
+        said = described(self.all_ways - {"predicted_positions"}, self.plain)  # ``vocabulary`` says it of the head
         return {**super().fast_paths(length), **said, "vocabulary": self.head.without(self.plain).path}
 
     def _twin(self, network: Any) -> "TransformersLanguageModel":

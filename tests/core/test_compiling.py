@@ -184,23 +184,41 @@ def test_passes_that_are_paid_for_are_replayed_and_others_are_not(graphs: Counte
     assert engine.cuda_graphs == "replayed"
 
 
-def test_depths_that_change_all_the_time_are_recorded_up_to_a_number(
+def test_depths_that_grow_are_recorded_up_to_a_number(
     graphs: Counted, compiled: Counted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "PATHS", 4)  # two depths, with and without gradients
     engine, plain = (engine_of(deep(), compile=True, cuda_graphs=on, microbatch_size=8) for on in (True, False))
-    batch = batch_of(8)
-    assert [step(engine, batch, depth) for depth in DEPTHS] == [step(plain, batch, depth) for depth in DEPTHS]
+    batch, depths = batch_of(8), [tuple(range(depth)) for depth in (1, 2, 4, 3)]
+    assert [step(engine, batch, depth) for depth in depths] == [step(plain, batch, depth) for depth in depths]
     assert warned(caplog) == [
         "impl.cuda_graphs=true: no graphs for passes at more than 4 depths and shapes, each of which is recorded for "
         "itself"
     ]
     assert engine.cuda_graphs.startswith("replayed, but not at more than 4 depths")
     recorded, others = graphs.calls, compiled.calls
-    step(engine, batch, DEPTHS[1])
-    assert (graphs.calls, compiled.calls) == (recorded + 2 * len(DEPTHS[1]), others), "those there are, are replayed"
-    step(engine, batch, DEPTHS[2])
-    assert (graphs.calls, compiled.calls) == (recorded + 2 * len(DEPTHS[1]), others + 2 * len(DEPTHS[2]))
+    step(engine, batch, (0, 1))
+    assert (graphs.calls, compiled.calls) == (recorded + 2 * 2, others), "those there are, are replayed"
+    step(engine, batch, (0, 1, 2))
+    assert (graphs.calls, compiled.calls) == (recorded + 2 * 2, others + 2 * 3)
+
+
+def test_layers_that_are_drawn_are_not_recorded(
+    graphs: Counted, compiled: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever came before them: a run that was continued does the same."""
+    engine, plain = (engine_of(deep(), compile=True, cuda_graphs=on, microbatch_size=8) for on in (True, False))
+    batch, drawn = batch_of(8), [(0, 2), (1, 3), (3,), (1, 2, 3), (2,)]
+    assert [step(engine, batch, depth) for depth in drawn] == [step(plain, batch, depth) for depth in drawn]
+    engine.model.layer_scales = {0: 1.25}
+    step(engine, batch, (0, 1))
+    assert graphs.calls == 0
+    assert [line[:68] for line in warned(caplog)] == [
+        "impl.cuda_graphs=true: no graphs for passes of layers that are drawn"
+    ]
+    engine.model.layer_scales = None
+    step(engine, batch, (0, 1))
+    assert graphs.calls == 2 * 2
 
 
 def test_batches_of_every_shape_are_not_recorded(
@@ -259,7 +277,7 @@ def trained() -> tuple[list[float], Tensor]:
     torch.manual_seed(1)
     scores: list[Tensor] = []
     for number in range(STEPS):
-        engine.model.active_layers = (0, 1) if number > 15 else (1,)
+        engine.model.active_layers = (0, 1) if number > 15 else (0,)
         batch = rows.draw(8)
         scores.append(engine.losses(batch, "selection"))
         for part in batch.split(4):

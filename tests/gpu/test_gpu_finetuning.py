@@ -2,14 +2,15 @@
 
 import pytest
 
-from benchmarks import finetuning
-
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_both_sides_do_the_same(precision: str) -> None:
-    pytest.importorskip("accelerate")
+    for package in ("transformers", "accelerate", "scipy", "sklearn"):
+        pytest.importorskip(package)
+    from benchmarks import finetuning
+
     sizes = {"layers": 2, "hidden": 64, "heads": 2, "vocab_size": 300, "max_length": 32, "batch_size": 8}
     options = finetuning.Options(
         pairs=2, warmup=1, steps=2, lr=1e-3, dropout=0.0, device="cuda", precision=precision, **sizes

@@ -47,8 +47,9 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: "Tensor | DistanceBias | None") -> Tensor:
         """(B, A, Q, D), 2 x (B, A, S, D), to (B, A, Q, S) -> (B, A, Q, D)."""
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        ctx.save_for_backward(q, k, v)
-        ctx.bias = bias
+        made = isinstance(bias, DistanceBias)
+        ctx.save_for_backward(q, k, v, None if made else bias)
+        ctx.bias = bias if made else None
         context = torch.empty_like(q)
         for block, rows in _cut(q, k):
             part = (*block, rows)
@@ -60,8 +61,8 @@ class _Blockwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_context: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """(B, A, Q, D) -> (B, A, Q, D), 2 x (B, A, S, D)."""
-        q, k, v = ctx.saved_tensors
-        bias = ctx.bias
+        q, k, v, bias = ctx.saved_tensors
+        bias = bias if ctx.bias is None else ctx.bias
         wide = torch.promote_types(q.dtype, torch.float32)
         of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         sums: tuple[Tensor, Tensor] | None = None
