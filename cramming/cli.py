@@ -57,7 +57,6 @@ Options people change most (option=value):
   train.optim.lr=1e-3           peak learning rate                         [from train/optim]
   impl.microbatch_size=auto     sequences per pass; never changes the result
   impl.validate_every_h=6       hours of budget between validations        [at the end]
-  impl.profile=true             where the time of a step goes, in <run>/profile
 
 Every option: python pretrain_bert.py --cfg job
 """
