@@ -12,13 +12,16 @@ from benchmarks import store as benchmark
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream
 
-SMALL, LARGE = 4096, 10 * 2**30 // 256  # rows of 128 ids in two bytes: 1 MB, and 10 GB that are a hole in the disk
+# Rows of 128 ids in two bytes: 17 MB, several times as many as have their order worked out at a time, and 10 GB.
+# Only the first of them are on the disk.
+SMALL, LARGE = 1 << 16, 10 * 2**30 // 256
+WRITTEN = 4096
 DRAWN = 64
 FAULT_BYTES = 128 * 1024  # at most, that the system maps around a byte that is read
 
 
 def made(folder: Path, rows: int) -> Path:
-    return benchmark.make(folder / str(rows), rows, seq_length=128, vocab_size=64, written_bytes=1 << 20)
+    return benchmark.make(folder / str(rows), rows, seq_length=128, vocab_size=64, written_bytes=WRITTEN * 256)
 
 
 def opened(folder: Path) -> Stream:
@@ -86,7 +89,7 @@ def test_opening_reads_the_manifest_and_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_large_store_are_where_they_were_written(tmp_path: Path) -> None:
-    folder, order = made(tmp_path, LARGE), np.array([0, 1, SMALL - 1, LARGE - 1])
+    folder, order = made(tmp_path, LARGE), np.array([0, 1, WRITTEN - 1, LARGE - 1])
     with open(folder / "tokens.bin", "r+b") as file:
         file.seek((LARGE - 1) * 256)
         file.write(np.arange(128, dtype=np.uint16).tobytes())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,13 @@ def children(process: int) -> list[int]:
         return []
 
 
+def told(processes: list[int], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
 def alive(process: int) -> bool:
     """Whether a process is there and does something."""
     try:
@@ -174,12 +182,14 @@ def test_ctrl_c_and_sigterm_keep_what_is_done(finished: Path, folder: Path) -> N
         for _ in range(5):
             process = eval_calls.start(eval_calls.words(folder), said=said)
             eval_calls.wait_for(lambda: len(evaluations_there(folder)) > len(times) or not process.is_alive())  # noqa: B023
+            workers = children(process.pid)
+            told(workers, signal.SIGSTOP)  # no job ends from here on
             if len(evaluations_there(folder)) < len(evaluations_there(finished)):
                 break
+            told(workers, signal.SIGCONT)
             process.join(600)  # a busy machine let all jobs end before this process saw the first: again
             shutil.rmtree(suite_dir(folder))
             times = {}
-        workers = children(process.pid)
         os.kill(process.pid, number)
         process.join(600)
         assert process.exitcode == 128 + number
