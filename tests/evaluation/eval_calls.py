@@ -4,6 +4,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -114,6 +115,9 @@ def _evaluate(argv: list[str], kill_at: str, said: Path | None) -> None:
     from cramming.cli import run_command
     from cramming.evaluation import runner
     from cramming.evaluation.command import command
+
+    # Ignored where the tests themselves run in the background of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     torch.set_num_threads(1)
     runner.START = "fork"  # a worker that imports everything anew would cost seconds; one test lets it
