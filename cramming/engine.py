@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cramming import optim
 from cramming.batch import Batch
 from cramming.compiling import Blocks
-from cramming.differentiation import differentiating_twice, hessian_product
+from cramming.differentiation import differentiating_twice, hessian_product, twice
 from cramming.errors import UserError
 from cramming.method import Forward
 from cramming.model import Model
@@ -359,7 +359,7 @@ class Engine:
 
     def _call(self, batch: Batch, logits: bool, replayed: bool = True) -> Tensor:
         self._refresh()
-        self._blocks.choose(batch if replayed else None)
+        self._blocks.choose(batch if replayed and not twice() else None)
         output: Tensor = self._compute(batch, logits=logits)
         return output
 
