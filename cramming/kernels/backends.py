@@ -1,0 +1,75 @@
+"""Which backends there are, and which of them does a piece of work: the one asked for, or the next that can.
+
+A backend is a module for each operation. That of ``gated_long_conv`` has
+
+    convolution_lacks(given) -> why it cannot do this, or None;  convolve(given);  convolve_back(given, gradient)
+
+and that of ``block_diagonal_glu`` has ``glu_lacks``, ``glu_forward(given, keep)`` and ``glu_back(given, kept,
+gradient)``; ``operands.py`` says what they are given. Nothing is imported before it is needed. ``reference`` is not
+among them: it is plain torch under autograd, which the operations call themselves.
+"""
+
+import importlib
+import logging
+from types import ModuleType
+from typing import Any
+
+from cramming.suggest import nearest
+
+_log = logging.getLogger(__name__)
+AUTO, REFERENCE = "auto", "reference"
+NAMES = (REFERENCE, "torch", "triton", "cuda")
+# What does the work where a backend cannot, in this order.
+FALLBACKS: dict[str, tuple[str, ...]] = {"torch": (), "triton": ("torch",), "cuda": ("triton", "torch")}
+_MODULES = {
+    ("gated_long_conv", "torch"): "torch_convolution",
+    ("gated_long_conv", "triton"): "triton_convolution",
+    ("gated_long_conv", "cuda"): "cuda_convolution",
+    ("block_diagonal_glu", "torch"): "torch_glu",
+    ("block_diagonal_glu", "triton"): "triton_glu",
+    ("block_diagonal_glu", "cuda"): "cuda_glu",
+}
+_LACKS = {"gated_long_conv": "convolution_lacks", "block_diagonal_glu": "glu_lacks"}
+_said: set[tuple[str, str, str]] = set()
+
+
+def check(backend: str) -> None:
+    """Refuse a name that is none.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    if backend != AUTO and backend not in NAMES:
+        raise ValueError(f"backend={backend} is unknown{nearest(backend, (AUTO, *NAMES))}")
+
+
+def module(op: str, backend: str, given: Any) -> ModuleType:
+    """The module of an operation that does this work: that of the backend asked for, or of the next one that can.
+
+    Args:
+        op: ``gated_long_conv`` or ``block_diagonal_glu``.
+        backend: a name but ``reference``, or ``auto``: on a GPU the first of ``cuda``, ``triton``, ``torch`` that can;
+            elsewhere ``torch``.
+        given: the operands.
+    """
+    wanted = backend
+    if backend == AUTO:
+        wanted = "cuda" if given[0].device.type == "cuda" else "torch"
+    for name in (wanted, *FALLBACKS[wanted]):
+        found, why = of(op, name)
+        if found is not None:
+            why = getattr(found, _LACKS[op])(given)
+            if why is None:
+                return found
+        if backend != AUTO and (op, name, why or "") not in _said:
+            _said.add((op, name, why or ""))
+            _log.warning("%s: %s cannot do this here (%s): the next backend does it", op, name, why)
+    raise AssertionError("torch takes everything")
+
+
+def of(op: str, name: str) -> tuple[ModuleType | None, str | None]:
+    """The module of a backend for an operation; or None, and why it cannot be imported."""
+    try:
+        return importlib.import_module(f"cramming.kernels.{_MODULES[op, name]}"), None
+    except ImportError as error:
+        return None, str(error)
