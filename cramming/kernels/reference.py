@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cramming.kernels.operands import Convolution, Glu
+from cramming.kernels.types import as_given
 
 SHORT = 3  # taps of the short convolution
 Long = Callable[[Tensor, int], Tensor]  # (B, C, S) and which filter -> (B, C, S)
@@ -31,17 +32,18 @@ def convolve(given: Convolution) -> Tensor:
 def written_out(given: Convolution, long: Long) -> Tensor:
     """All of it around the long convolutions: -> (C, B, S)."""
     length, wide = given.z.shape[-1], given.taps.dtype
-    thirds = F.conv1d(
-        given.z.to(wide).transpose(0, 1),
-        given.short_weight[:, None],
-        given.short_bias,
-        padding=SHORT - 1,
-        groups=len(given.short_weight),
-    )
-    first, second, values = thirds[..., :length].chunk(3, dim=1)
-    mixed = second * long(first * values, 0)
-    if given.u is not None:
-        mixed = mixed + long(given.u.to(wide).transpose(0, 1), 1)
+    with as_given(given.z):
+        thirds = F.conv1d(
+            given.z.to(wide).transpose(0, 1),
+            given.short_weight[:, None],
+            given.short_bias,
+            padding=SHORT - 1,
+            groups=len(given.short_weight),
+        )
+        first, second, values = thirds[..., :length].chunk(3, dim=1)
+        mixed = second * long(first * values, 0)
+        if given.u is not None:
+            mixed = mixed + long(given.u.to(wide).transpose(0, 1), 1)
     return mixed.transpose(0, 1).to(given.z.dtype).contiguous()
 
 

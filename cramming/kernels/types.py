@@ -1,5 +1,7 @@
 """Types and devices that operations take."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,12 @@ def autocast_to(*parts: Tensor | None) -> tuple[Tensor | None, ...]:
         return parts
     dtype = torch.get_autocast_dtype(kind)
     return tuple(part if part is None or part.dtype == torch.float64 else part.to(dtype) for part in parts)
+
+
+def as_given(x: Tensor) -> AbstractContextManager[None]:
+    """Around products of what is of the types it should be: autocast, if it is on, leaves them alone."""
+    kind = x.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # type: ignore[return-value]
 
 
 def same_device(given: tuple[Tensor | None, ...]) -> None:
