@@ -56,8 +56,7 @@ def block_diagonal_glu(
     return made
 
 
-@torch.library.custom_op("cramming::block_diagonal_glu", mutates_args=())
-def _forward(
+def forward(
     x: Tensor, w_gate: Tensor, w_value: Tensor, w_out: Tensor, bias: Tensor | None, keep: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     """-> (T, q m), and, if ``keep``, gates and values side by side for backward, (T, 2 p o), else (0,)."""
@@ -66,6 +65,9 @@ def _forward(
         return x.new_empty(len(x), w_out.shape[0] * w_out.shape[1]), x.new_empty(_kept_shape(x, w_gate, keep))
     made: tuple[Tensor, Tensor] = backends.module(OP, backend, given).glu_forward(given, keep)
     return made
+
+
+_forward = torch.library.custom_op("cramming::block_diagonal_glu", forward, mutates_args=())
 
 
 @_forward.register_fake
@@ -79,8 +81,7 @@ def _kept_shape(x: Tensor, w_gate: Tensor, keep: bool) -> tuple[int, ...]:
     return (x.shape[0], 2 * w_gate.shape[0] * w_gate.shape[1]) if keep else (0,)
 
 
-@torch.library.custom_op("cramming::block_diagonal_glu_backward", mutates_args=())
-def _backward(
+def backward(
     gradient: Tensor,
     x: Tensor,
     w_gate: Tensor,
@@ -97,6 +98,9 @@ def _backward(
     else:
         found = GluGradients(*(None if part is None else torch.zeros_like(part) for part in given))  # type: ignore[arg-type]
     return [x.new_empty(0) if part is None else part for part in found]
+
+
+_backward = torch.library.custom_op("cramming::block_diagonal_glu_backward", backward, mutates_args=())
 
 
 @_backward.register_fake

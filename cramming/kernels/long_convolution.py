@@ -83,8 +83,7 @@ def gated_long_conv(
     return mixed
 
 
-@torch.library.custom_op("cramming::gated_long_conv", mutates_args=())
-def _forward(
+def forward(
     z: Tensor,
     u: Tensor | None,
     taps: Tensor,
@@ -104,13 +103,15 @@ def _forward(
     return made
 
 
+_forward = torch.library.custom_op("cramming::gated_long_conv", forward, mutates_args=())
+
+
 @_forward.register_fake
 def _(z: Tensor, *_: object) -> Tensor:
     return z.new_empty(z.shape[0] // 3, z.shape[1], z.shape[2])
 
 
-@torch.library.custom_op("cramming::gated_long_conv_backward", mutates_args=())
-def _backward(
+def backward(
     gradient: Tensor,
     z: Tensor,
     u: Tensor | None,
@@ -132,6 +133,9 @@ def _backward(
         slopes = (None if part is None else torch.zeros_like(part) for part in given[:8])
         found = ConvolutionGradients(*slopes)  # type: ignore[arg-type]
     return [z.new_empty(0) if part is None else part for part in found]
+
+
+_backward = torch.library.custom_op("cramming::gated_long_conv_backward", backward, mutates_args=())
 
 
 @_backward.register_fake

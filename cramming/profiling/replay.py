@@ -14,18 +14,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cramming.batch import Batch
+from cramming.kernels.decomposition import decomposes, run_decomposed
 
 _FIRST_FACTOR = {  # its place among the arguments; the second comes next
-    torch.ops.aten.mm.default: 0,
-    torch.ops.aten.bmm.default: 0,
-    torch.ops.aten.addmm.default: 1,
-    torch.ops.aten.baddbmm.default: 1,
+    torch.ops.aten.mm: 0,
+    torch.ops.aten.bmm: 0,
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.baddbmm: 1,
 }
-_TRANSFORMS = (
-    torch.ops.aten._fft_r2c.default,
-    torch.ops.aten._fft_c2r.default,
-    torch.ops.aten._fft_c2c.default,
-)
+_TRANSFORMS = (torch.ops.aten._fft_r2c, torch.ops.aten._fft_c2r, torch.ops.aten._fft_c2c)
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,20 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _FIRST_FACTOR:
-            one, other = args[_FIRST_FACTOR[func] :][:2]
+        if decomposes(func):  # what it multiplies is inside
+            with self:
+                return run_decomposed(func, args)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # in an operation of ours such a function arrives whole
+                return func.decompose(*args, **(kwargs or {}))
+        operation = func.overloadpacket  # with the memory for its result given or not
+        if operation in _FIRST_FACTOR:
+            one, other = args[_FIRST_FACTOR[operation] :][:2]
             if one.shape[-2] > 1:  # else a sum of rows, such as a bias's gradient
                 self.calls.append(Call((Operand.of(one), Operand.of(other))))
-        elif func in _TRANSFORMS:
+        elif operation in _TRANSFORMS:
             rest = tuple(tuple(value) if isinstance(value, list) else value for value in args[1:])
-            self.calls.append(Call((Operand.of(args[0]),), func, rest))
+            self.calls.append(Call((Operand.of(args[0]),), operation.default, rest))
         return func(*args, **(kwargs or {}))
 
 
