@@ -36,6 +36,7 @@ from cramming.architectures.layers.unpadding import Layout
 from cramming.cli import run_command
 from cramming.engine import DTYPES
 from cramming.errors import UserError
+from cramming.kernels import choice
 from cramming.model import Model
 
 INFER, TRAIN, PUBLISHED = "infer", "train", "published"
@@ -97,6 +98,7 @@ def ours(case: Case, options: ForwardOptions) -> Passes:
     """Our passes."""
     device, dtype = options.where(), DTYPES[options.passes_in()]
     model = case.our_model().to(device).train(options.mode != INFER)
+    choice.use(model, device, dtype, length=case.length, sequences=case.sequences)
     if options.compile:
         for block in model.blocks:
             block.compile()

@@ -34,6 +34,7 @@ from cramming import optim
 from cramming.cli import run_command
 from cramming.engine import DTYPES, Engine
 from cramming.errors import UserError
+from cramming.kernels import choice
 from cramming.method import Method
 from cramming.profiling.replay import Replay, recorded
 from rst.clock import Clock
@@ -66,13 +67,15 @@ class Ours:
     def __init__(self, case: Case, options: StepOptions) -> None:
         device = options.where()
         model = case.our_model().to(device)
+        size = options.microbatch(case, theirs=False)
+        choice.use(model, device, DTYPES[options.passes_in()], length=case.length, sequences=size)
         groups = optim.parameter_groups(model, decay_norms=False)
         self.engine = Engine(
             model,
             optim.build("adamw", groups, lr=LR, weight_decay=WEIGHT_DECAY, betas=list(BETAS), eps=EPS),
             Clock({"main": StepsCost()}, budget_s=1e9),
             precision=options.passes_in(),
-            microbatch_size=options.microbatch(case, theirs=False),
+            microbatch_size=size,
             clip_norm=CLIP_NORM,
             compile=options.compile,
             cuda_graphs=options.cuda_graphs,

@@ -27,6 +27,7 @@ from cramming.engine import Engine
 from cramming.errors import UserError
 from cramming.exchange import initializing
 from cramming.hashing import key
+from cramming.kernels import choice
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model, is_fused
@@ -72,6 +73,7 @@ class Parts:
             _check_attention(model, resolved)
             model.attention = resolved.attention
         model.compute_plainly(resolved.plain)
+        self.kernels(model, resolved)
         return Engine(
             model,
             for_model(train.optim, model, fused="fused_optimizer" not in resolved.plain),
@@ -92,6 +94,26 @@ class Parts:
         own = self.model() if model is None else model.to(self.device)
         resolved = replace(resolved, cuda_graphs=False)
         return self.engine(own, Clock({"main": StepsCost()}, sys.float_info.max), resolved)
+
+    def kernels(self, model: Model, resolved: Resolved, said: bool = False) -> dict[str, str]:
+        """Settle which backends compute the model's operations: -> backend by operation.
+
+        Args:
+            model: gets them.
+            resolved: what is asked for, or was settled before.
+            said: say in the log what was settled.
+        """
+        size = self.config.impl.microbatch_size
+        return choice.use(
+            model,
+            self.device,
+            DTYPES[resolved.precision],
+            resolved.kernels,
+            known=resolved.kernel_backends,
+            length=self.seq_length,
+            sequences=None if size == "auto" else size,  # before it is found: as is usual
+            said=said,
+        )
 
     def check_attention(self, resolved: Resolved) -> None:
         """Refuse a form of attention before there is a model.
@@ -235,6 +257,7 @@ def build_run(
     model = parts.model()
     if config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
         initializing.record(run_dir, initializing.initialize(model, config, store.tokenizer))
+    resolved = replace(resolved, kernel_backends=parts.kernels(model, resolved, said=True))
     with resolve.whole_machine():
         costs = build_costs(
             config.rst,
@@ -357,6 +380,9 @@ def _say_what_stays(config: PretrainConfig, engine: Engine) -> None:
         _log.info("impl.plain=[unpadding] changes nothing: documents that are kept apart have rows of their own")
     elif packed:
         ways -= {"unpadding"}
+    kernels = config.impl.kernels
+    if kernels != "auto" and not engine.model.kernel_ops:
+        _log.info("impl.kernels=%s changes nothing: there is no operation in this model that has several", kernels)
     for name in sorted(asked - {ALL} - ways):
         _log.info("impl.plain=[%s] changes nothing: there is no such thing in this run (%s)", name, WAYS[name].fast)
 

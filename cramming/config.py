@@ -32,6 +32,7 @@ INIT_HEADS = ("mlm", "fresh")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Forms of attention, as ``architectures/layers/attention_forms.py`` has them.
 ATTENTION = ("auto", "math", "blocks", "sdpa", "flex", "varlen", "flash_attn")
+KERNELS = ("auto", "reference", "torch", "triton", "cuda")  # as ``kernels/backends.py`` has them
 # Nodes whose dataclass is chosen by their ``kind``: path in the tree -> registry group.
 CHOSEN = {
     "arch": "arch",
@@ -80,6 +81,7 @@ class ImplConfig:
     compile: Any = "auto"
     cuda_graphs: bool = False  # replay compiled blocks as CUDA graphs: fewer waits where the GPU is faster than Python
     attention: str = "auto"  # how attention is computed: math, blocks, sdpa, flex, varlen, flash_attn
+    kernels: str = "auto"  # of m2's operations: reference, torch, triton, cuda; auto: the fastest that passes its test
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"
     allocator: str = "auto"  # keep: memory that was freed stays with the process, on Linux; system: it is given back
@@ -280,6 +282,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"impl.precision={impl.precision} is unknown; there are: {', '.join(PRECISIONS)}")
     if impl.attention not in ATTENTION:
         raise UserError(f"impl.attention={impl.attention} is unknown; there are: {', '.join(ATTENTION)}")
+    if impl.kernels not in KERNELS:
+        raise UserError(f"impl.kernels={impl.kernels} is unknown{nearest(impl.kernels, KERNELS)}")
     if impl.allocator not in ALLOCATORS:
         raise UserError(f"impl.allocator={impl.allocator} is unknown; there are: {', '.join(ALLOCATORS)}")
     plain.chosen(impl.plain)  # refuses what is no name

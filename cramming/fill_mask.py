@@ -12,6 +12,7 @@ from cramming.cli import load_schemas, parse, run_command
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.evaluation.trained import Selection, selected
+from cramming.kernels import choice
 from cramming.model import Model
 
 _USAGE = """\
@@ -92,6 +93,7 @@ def command(argv: list[str]) -> None:
     weights, _ = selected(options)
     assert weights.tokenizer is not None
     model = weights.model().to(resolve.device())
+    choice.use(model)
     for text in texts:
         print(text)
         for row in fill(model, weights.tokenizer, text, options.top):

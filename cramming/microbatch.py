@@ -50,6 +50,8 @@ _SHARE_OF_RUN = 0.01  # or so much of a run's time, if that is less
 _ROUNDS, _LEAST_ROUNDS = 9, 3
 _MARGIN = 0.03  # by which another size must be faster
 _AGREEING = 0.75  # of the rounds must say that it is
+# Of how a run computes: what is found here, or later; and passes are timed without CUDA graphs.
+_NO_SETTINGS = ("microbatch_size", "kernel_backends", "cuda_graphs")
 
 
 @dataclass(frozen=True)
@@ -281,8 +283,7 @@ def _settings(parts: "Parts", resolved: Resolved, whole: int) -> dict[str, Any]:
         "batch_size": parts.config.train.batch_size,
         "sequences": whole,
         "gradient_checkpointing": parts.config.impl.gradient_checkpointing,
-        # Passes are timed without CUDA graphs.
-        **{key: value for key, value in asdict(resolved).items() if key not in ("microbatch_size", "cuda_graphs")},
+        **{key: value for key, value in asdict(resolved).items() if key not in _NO_SETTINGS},
     }
 
 

@@ -10,6 +10,8 @@ from cramming.build import Parts, calibrate_command, flops_of, probes, target_of
 from cramming.costs import Setting
 from cramming.errors import UserError
 from cramming.exchange.weights import Weights
+from cramming.kernels import choice
+from cramming.precision import DTYPES
 from cramming.train import Run
 
 
@@ -46,4 +48,5 @@ def add_model(run: Run, name: str, weights: Weights) -> None:
     )
     with resolve.whole_machine():  # as the prices of the run's own model
         run.clock.costs[name] = config.rst.build_other(setting, run.clock.costs["main"])
+    choice.use(model, device, DTYPES[precision], length=asked)
     run.engine.add_model(name, model)

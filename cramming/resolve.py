@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from cramming import allocator, plain
 from cramming.config import ImplConfig
 from cramming.durable import write_atomically
 from cramming.errors import UserError
+from cramming.kernels import choice
 from cramming.recording.strict_json import dumps
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class Resolved:
     attention: str = "auto"  # decided anew for every batch, by its length and padding
     cuda_graphs: bool = False  # asked for; whether there are any is decided with the model (``cramming/compiling.py``)
     plain: list[str] = field(default_factory=list)  # see ``cramming/plain.py``
+    kernels: str = "auto"  # asked for ...
+    kernel_backends: dict[str, str] | None = None  # ... and found, by operation; None: not yet, the model says which
 
 
 def device() -> torch.device:
@@ -57,6 +61,8 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
     where = device()
     allocator.use(impl.allocator)
     known = stored or Resolved(where.type, _precision(where), _threads(), where.type == "cuda", None)
+    kernels = known.kernels if impl.kernels == "auto" else impl.kernels
+    same_kernels = kernels == known.kernels and where.type == known.device
     asked = Resolved(
         device=where.type,
         precision=known.precision if impl.precision == "auto" else impl.precision,
@@ -66,12 +72,15 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         attention=impl.attention,
         cuda_graphs=impl.cuda_graphs,
         plain=plain.chosen(impl.plain),
+        kernels=kernels,
+        kernel_backends=known.kernel_backends if same_kernels else None,
     )
     missing = lacking(asked.precision, where)
     if missing:
         raise UserError(f"impl.precision={asked.precision}: {missing}; use impl.precision={_precision(where)} or auto")
     if stored is not None:
-        changed = [f"{k} {v} -> {asdict(asked)[k]}" for k, v in asdict(stored).items() if v != asdict(asked)[k]]
+        now = asdict(asked)  # ``choice.use`` says what becomes of the backends
+        changed = [f"{k} {v} -> {now[k]}" for k, v in asdict(stored).items() if v != now[k] and k != "kernel_backends"]
         if changed:
             _log.warning("this run now computes with another %s: bitwise equality no longer holds", ", ".join(changed))
     return asked
@@ -95,6 +104,12 @@ def read(run_dir: Path) -> Resolved | None:
 def write(run_dir: Path, resolved: Resolved) -> None:
     """Store it."""
     write_atomically(run_dir / _FILE, (dumps(asdict(resolved), indent=2) + "\n").encode())
+
+
+def described(resolved: Resolved) -> dict[str, Any]:
+    """For a summary: what was found, and no more what was asked for."""
+    said = {k: v for k, v in asdict(resolved).items() if k not in ("kernels", "kernel_backends")}
+    return said | choice.described(resolved.kernel_backends)
 
 
 def compute_exactly(where: torch.device) -> None:

@@ -50,6 +50,7 @@ REFUSED = {
     "impl.microbatch_size=many": "must be auto or a whole number",
     "impl.precision=float8": "there are: auto, float32, bfloat16, float16",
     "impl.allocator=kept": "there are: auto, keep, system",
+    "impl.kernels=tritan": "impl.kernels=tritan is unknown; did you mean 'triton'?",
     "impl.plain=[cross_entropie]": "impl.plain=[cross_entropie] is unknown; did you mean 'cross_entropy'?",
     "data.seq_length=2": "data.seq_length=2",
     "data.document=page": "line",

@@ -25,8 +25,10 @@ from cramming.evaluation.job import Evaluation, Job, JobResult
 from cramming.evaluation.tasks import registry
 from cramming.evaluation.tasks.task import Task
 from cramming.evaluation.updating import Updater
+from cramming.kernels import choice
 from cramming.model import Model
 from cramming.out_of_memory import is_out_of_memory
+from cramming.precision import DTYPES
 
 Score = Callable[[Task, np.ndarray, Encoded], Mapping[str, float | None]]
 Report = Callable[[int, int, int], None]
@@ -81,6 +83,7 @@ def run(
     began = time.perf_counter()
     with _threads(threads), _own_random_state(device, job.seeds.dropout):
         model = build(start, task, setting, job.seeds.initialization).to(device)
+        kernels = choice.described(choice.use(model.encoder, device, DTYPES[precision]))
         updater = Updater(
             model,
             optimizing.optimizer(model, setting),
@@ -110,7 +113,7 @@ def run(
         data_sha256={split: encoded.sha256 for split, encoded in data.items()},
         cut={split: asdict(encoded.cut) for split, encoded in data.items()},
         also=also,
-        versions=_versions(device, precision) | _attention(model.encoder),
+        versions=_versions(device, precision) | _attention(model.encoder) | kernels,
     )
     if keep is not None:
         from cramming.evaluation import saved

@@ -20,6 +20,7 @@ from cramming.evaluation.probes.shown import print_results
 from cramming.evaluation.trained import Selection, find, load_run, selected, with_data
 from cramming.exchange.weights import is_imported, of_run
 from cramming.folder import Found
+from cramming.kernels import choice
 from cramming.progress import progress_for
 from cramming.recording.strict_json import dumps
 from cramming.train import Run
@@ -170,7 +171,9 @@ def _loaded(options: Options, found: Found | None, words: list[str], needs_corpu
     weights = selected(options)[0] if found is None else of_run(found, options.averaged)
     assert weights.tokenizer is not None
     title = weights.title if found is None else _title(found)
-    return _Asked(title, Reader.of_model(weights.model().to(resolve.device()), weights.tokenizer))
+    model = weights.model().to(resolve.device())
+    choice.use(model)
+    return _Asked(title, Reader.of_model(model, weights.tokenizer))
 
 
 def _title(found: Found) -> str:

@@ -14,6 +14,7 @@ from cramming.evaluation.encoded import Cut, Encoded
 from cramming.evaluation.encoding import in_memory
 from cramming.evaluation.saved import Saved
 from cramming.evaluation.tasks.task import Example, Task, Text
+from cramming.kernels import choice
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def predict(
     """
     encoded = in_memory(task, examples, saved.tokenizer, max_length=saved.max_length, spans=saved.setting.spans)
     tokens = None if batch is None else batch * saved.max_length
-    logits = finetune.evaluate(saved.model.to(device), encoded, tokens_per_batch=tokens)
+    model = saved.model.to(device)
+    choice.use(model.encoder)
+    logits = finetune.evaluate(model, encoded, tokens_per_batch=tokens)
     return Predictions(tuple(_read(task, logits, examples, encoded)), encoded.cut)
 
 

@@ -11,8 +11,11 @@ among them: it is plain torch under autograd, which the operations call themselv
 
 import importlib
 import logging
+import re
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from cramming.suggest import nearest
 
@@ -29,8 +32,9 @@ _MODULES = {
     ("block_diagonal_glu", "triton"): "triton_glu",
     ("block_diagonal_glu", "cuda"): "cuda_glu",
 }
-_LACKS = {"gated_long_conv": "convolution_lacks", "block_diagonal_glu": "glu_lacks"}
+LACKS = {"gated_long_conv": "convolution_lacks", "block_diagonal_glu": "glu_lacks"}
 _said: set[tuple[str, str, str]] = set()
+_refused: dict[tuple[str, str, str, torch.dtype], str] = {}
 
 
 def check(backend: str) -> None:
@@ -52,18 +56,20 @@ def module(op: str, backend: str, given: Any) -> ModuleType:
             elsewhere ``torch``.
         given: the operands.
     """
+    first = given[0]
     wanted = backend
     if backend == AUTO:
-        wanted = "cuda" if given[0].device.type == "cuda" else "torch"
+        wanted = "cuda" if first.device.type == "cuda" else "torch"
     for name in (wanted, *FALLBACKS[wanted]):
-        found, why = of(op, name)
-        if found is not None:
-            why = getattr(found, _LACKS[op])(given)
-            if why is None:
-                return found
-        if backend != AUTO and (op, name, why or "") not in _said:
-            _said.add((op, name, why or ""))
-            _log.warning("%s: %s cannot do this here (%s): the next backend does it", op, name, why)
+        why = _refused.get((op, name, first.device.type, first.dtype))
+        if why is None:
+            found, why = of(op, name)
+            if found is not None:
+                why = getattr(found, LACKS[op])(given)
+                if why is None:
+                    return found
+        if backend != AUTO:
+            _say(op, name, str(why))
     raise AssertionError("torch takes everything")
 
 
@@ -71,5 +77,27 @@ def of(op: str, name: str) -> tuple[ModuleType | None, str | None]:
     """The module of a backend for an operation; or None, and why it cannot be imported."""
     try:
         return importlib.import_module(f"cramming.kernels.{_MODULES[op, name]}"), None
-    except ImportError as error:
-        return None, str(error)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # not installed, not built, or not for here
+        way_out = "" if name != "cuda" or "make kernels" in str(error) else "; make kernels builds it"
+        return None, f"{str(error).strip().partition(chr(10))[0]}{way_out}"
+
+
+def first(op: str, backend: str, device: torch.device) -> str:
+    """The backend that is asked first for an operation on a device, where ``backend``, or ``auto``, is asked for."""
+    if backend != AUTO:
+        return backend
+    names = ("cuda", *FALLBACKS["cuda"]) if device.type == "cuda" else ("torch",)
+    return next(name for name in names if of(op, name)[0] is not None)
+
+
+def refuse(op: str, name: str, device: torch.device, dtype: torch.dtype, why: str) -> None:
+    """Leave a backend out from now on, whoever asks for it: on such a device it computes what is wrong in this type."""
+    _refused[op, name, device.type, dtype] = why
+
+
+def _say(op: str, name: str, why: str) -> None:
+    """One line for every reason: of two that differ in numbers only, such as sizes, one is said."""
+    reason = op, name, re.sub(r"\d+", "#", why)
+    if reason not in _said:
+        _said.add(reason)
+        _log.warning("%s: %s cannot do this here (%s): the next backend does it", op, name, why)

@@ -19,6 +19,7 @@ from cramming.evaluation.submission.writing import Answers
 from cramming.evaluation.tasks import forms
 from cramming.evaluation.tasks.registry import TASKS
 from cramming.evaluation.tasks.task import Example, Task
+from cramming.kernels import choice
 
 MAJORITY = "majority"
 
@@ -154,7 +155,7 @@ class Answering:
         assert job.model is not None
         if self._loaded is None or self._loaded[0] != job.model:
             found = saved.load(job.model)
-            found.model.to(self.device)
+            choice.use(found.model.to(self.device).encoder)
             self._loaded = (job.model, found)
         return self._loaded[1]
 
