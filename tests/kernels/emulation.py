@@ -1,4 +1,4 @@
-"""Compiled kernels run, checked, on a processor: their sources compiled by a C++ compiler with csrc/host in CUDA's place.
+"""Compiled kernels run, checked, on a processor: a C++ compiler makes them of their sources, csrc/host stands for CUDA.
 
     made = library(("toeplitz",))
     out = torch.full_like(x, float("nan"))

@@ -5,6 +5,7 @@
 // __shfl_sync and its kin, min, max, float2, uint4, ...) there are here, on both sides alike:
 //
 //   KERNEL, DEVICE                       what stands before a kernel, and before a function that kernels call
+//   HOST_DEVICE                          before one that launchers call, too
 //   SHARED(type, name)                   name: pointer to the block's dynamic shared memory, aligned to 128 bytes
 //   LAUNCH(kernel, grid, block, shared_bytes, stream, args...)  -> nullptr, or what is wrong; a kernel may be f<T, 3>
 //   shared_limit(), multiprocessors()    of the current device: bytes that a block may ask for; how many there are
@@ -41,6 +42,7 @@ struct alignas(2) half16 {
 
 #define KERNEL __global__
 #define DEVICE __device__ __forceinline__
+#define HOST_DEVICE __host__ __device__ __forceinline__
 #define LAUNCH(...) launch_kernel(__VA_ARGS__)
 #define SHARED(type, name)                                            \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \

@@ -15,6 +15,7 @@
 
 #define KERNEL
 #define DEVICE inline
+#define HOST_DEVICE inline
 #define LAUNCH(...) simt::launch(__VA_ARGS__)
 #define SHARED(type, name) type* const name = reinterpret_cast<type*>(simt::shared_memory())
 #define __launch_bounds__(...)
