@@ -89,6 +89,21 @@ class Model(nn.Module):
         """Which implementation was chosen for what, for the run's summary; sequences have ``length`` tokens at most."""
         raise NotImplementedError
 
+    @property
+    def kernel_ops(self) -> tuple[str, ...]:
+        """The operations of ``cramming.kernels`` that it computes with."""
+        return ()
+
+    def use_kernels(self, chosen: Mapping[str, str]) -> None:
+        """Compute operations by these backends from now on; those not named stay as they are.
+
+        Args:
+            chosen: by operation, of ``kernel_ops``, a backend of ``cramming.kernels.backends.NAMES``, or ``auto``.
+
+        Raises:
+            ValueError: there is no such backend, or no such operation in the model.
+        """
+
     def attention_lacks(self, form: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why attention cannot be computed in a form, on a device in a precision; None if it can, as ``auto`` always.
 

@@ -35,9 +35,9 @@ WAYS = {
     "dropout": Way(
         "where attention is written out, its dropout draws 16 bits an element on a processor", "torch's dropout"
     ),
-    "convolution": Way("one function with a backward of its own", "by autograd"),
-    "kept_filters": Way("filters are made once a step", "filters are made in every pass"),
-    "block_diagonal": Way("the feed-forward part a block of outputs at a time", "all blocks as one batched product"),
+    "convolution": Way("one operation with a backward of its own", "by autograd"),
+    "kept_filters": Way("filters of all layers are made together, once a step", "filters are made in every pass"),
+    "block_diagonal": Way("the feed-forward part as one operation", "all blocks as one batched product"),
     "cast_once": Way("weights are cast to 16 bits once a step", "weights are cast for every microbatch"),
     "fused_optimizer": Way("the step in one kernel", "the step parameter by parameter"),
 }

@@ -4,8 +4,9 @@ Shape legend: B sequences, S positions, P predicted, H hidden, E width of the em
 T tokens after unpadding, N predicted tokens of the batch, C labels, K kept of a sequence.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ class Encoder(Model):
     Args:
         embeddings: ``embeddings(inputs, layout, token_types)`` gives (T, H), and the word matrix (V, E) for a tied
             decoder.
-        blocks: ``block(x, layout, queries)`` maps (T, H) to (T, H), or to (N, H) at the slots in use of ``queries``.
+        blocks: ``block(x, layout, queries)`` maps (T, H) to (T, H), or to (N, H) at the slots in use of ``queries``;
+            what ``prepared`` has for it follows these.
         vocab_size: V.
         max_positions: the longest sequence it takes, in tokens.
         final_norm: after the last block; None: nothing.
@@ -145,6 +147,10 @@ class Encoder(Model):
         # Documents that are apart have rows of their own in any case.
         return Layout.of(inputs, mask, lengths, starts, computed="unpadding" in self.plain and starts is None)
 
+    def prepared(self, layout: Layout) -> Mapping[int, tuple[Any, ...]]:
+        """What active blocks are called with besides, by layer: worked out for all of them at once, not compiled."""
+        return {}
+
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states, zero at padding: -> (B, S, H)."""
         layout = self.layout(batch.inputs, lengths=batch.lengths, starts=batch.starts)
@@ -172,17 +178,18 @@ class Encoder(Model):
         Tokens that are not of ``part`` pass its layers by as they are.
         """
         x, decoder = self.embeddings(inputs, layout, token_types)
-        whole, grid = x, layout
+        whole, grid, prepared = x, layout, self.prepared(layout)
         for place, layer in enumerate(self.active_layers):
             if part is not None and place == part.places.start:
                 whole, x, grid = x, x[part.rows], part.layout
             if part is not None and place == part.places.stop:
                 x, grid = whole.index_copy(0, part.rows, x), layout
             wanted, before = queries if place == len(self.active_layers) - 1 else None, x
+            given = (x, grid, wanted, *prepared.get(layer, ()))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.blocks[layer], x, grid, wanted, use_reentrant=False)
+                x = checkpoint(self.blocks[layer], *given, use_reentrant=False)
             else:
-                x = self.blocks[layer](x, grid, wanted)
+                x = self.blocks[layer](*given)
             if self.layer_scales and layer in self.layer_scales:
                 x = torch.lerp(before if wanted is None else wanted.select(before), x, self.layer_scales[layer])
         if queries is not None and not self.active_layers:

@@ -7,7 +7,7 @@ through the second long convolution's skip only.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,39 +19,34 @@ from cramming.architectures.initialization import initialize
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
 from cramming.architectures.layers.block_diagonal import BlockDiagonalGatedFeedForward
 from cramming.architectures.layers.embedding import Embeddings
-from cramming.architectures.layers.filters import GeneratedFilters
+from cramming.architectures.layers.filters import Filters, GeneratedFilters, generate
 from cramming.architectures.layers.heads import ClassificationHead, MaskedLanguageHead
-from cramming.architectures.layers.long_convolution import (
-    SHORT,
-    Signals,
-    convolution_flops,
-    direct,
-    fft,
-    plain_fft,
-    spectra_of,
-    transform_size,
-)
-from cramming.architectures.layers.unpadding import Groups, Layout, Queries, groups_of
+from cramming.architectures.layers.kept_filters import KeptFilters, rows_for
+from cramming.architectures.layers.unpadding import Group, Groups, Layout, Queries, groups_of
 from cramming.differentiation import twice
+from cramming.kernels import backends, gated_feed_forward, gated_long_conv, long_convolution
+from cramming.kernels.reference import SHORT
+from cramming.kernels.torch_convolution import composed, convolution_flops, transform_size
 from cramming.plain import described
 
-FORMS = ("fft", "direct")
+WITHOUT_SPECTRA = (backends.REFERENCE, "triton")  # backends that never transform filters
+CONVOLUTION, FEEDFORWARD = long_convolution.OP, gated_feed_forward.OP
 NORM_EPS = 1e-5  # of the norm before the mixer, whatever the model's other norms have
 
 
 class SequenceMixer(nn.Module):
-    """output(gated long convolution of input(x)): see ``layers/long_convolution.py``.
+    """output(gated long convolution of input(x)): see ``kernels/long_convolution.py``.
 
     Attributes:
-        form: ``fft``, or ``direct``: the definition, which takes O(S^2) and can be exported.
+        kernels: the backend of the convolution.
     """
 
-    ways = frozenset({"convolution", "kept_filters"})
+    ways = frozenset({"convolution"})
     plain: frozenset[str] = frozenset()
 
     def __init__(self, config: M2Config, filter_length: int) -> None:
         super().__init__()
-        self.form = "fft"
+        self.kernels = backends.AUTO
         self.norm = nn.LayerNorm(config.hidden, eps=NORM_EPS) if config.training_additions else None
         self.input = nn.Linear(config.hidden, 3 * config.hidden)
         self.short_weight = nn.Parameter(torch.empty(3 * config.hidden, 1, SHORT))
@@ -85,45 +80,61 @@ class SequenceMixer(nn.Module):
             "short_bias": (thirds, hidden),
         }
 
-    def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
-        """(T, H) -> (T, H), or (N, H) at ``queries``: all but the last product runs on every token."""
+    def forward(
+        self, x: Tensor, layout: Layout, queries: Queries | None = None, filters: Filters | None = None
+    ) -> Tensor:
+        """(T, H) -> (T, H), or (N, H) at ``queries``: all but the last product runs on every token.
+
+        Args:
+            x: tokens.
+            layout: theirs.
+            queries: where an output is wanted; None: everywhere.
+            filters: what to convolve with, its spectra in the order of the layout's grids; None: they are generated.
+        """
+        if filters is None:
+            filters = Filters(self.filters.taps())
         if self.norm is not None:
             x = self.norm(x)
-        rows = self._in_groups(x, groups_of(layout)) if layout.grouped else self._on_grid(x, layout)
+        rows = self._in_groups(x, groups_of(layout), filters) if layout.grouped else self._on_grid(x, layout, filters)
         mixed: Tensor = self.output(rows if queries is None else queries.select(rows))
         return mixed
 
-    def _on_grid(self, x: Tensor, layout: Layout) -> Tensor:
+    def _on_grid(self, x: Tensor, layout: Layout, filters: Filters) -> Tensor:
         """All sequences at once, each channel's positions side by side from the first product on: -> (T, H)."""
-        channels = _channels(x)
-        projected = torch.addmm(self.input.bias[:, None], self.input.weight, channels)
-        return self._convolved(projected, channels, (layout.sequences, layout.length), layout.mask).t()
+        u = _channels(x)
+        z = torch.addmm(self.input.bias[:, None], self.input.weight, u)
+        return self._convolved(z, u, layout, filters, 0).t()
 
-    def _in_groups(self, x: Tensor, groups: Groups) -> Tensor:
+    def _in_groups(self, x: Tensor, groups: Groups, filters: Filters) -> Tensor:
         """Sequences of similar length at a time: -> (T, H)."""
         mixed = []
-        for group, p, u in zip(groups.members, groups.spread(self.input(x)), groups.spread(x), strict=True):
-            shape = group.sequences, group.length
-            signals = _channels(p.flatten(0, 1)), _channels(u.flatten(0, 1))
-            mixed.append(_channels(self._convolved(*signals, shape, group.mask)).unflatten(0, shape))
+        spread = zip(groups.members, groups.spread(self.input(x)), groups.spread(x), strict=True)
+        for number, (group, z, u) in enumerate(spread):
+            signals = _channels(z.flatten(0, 1)), _channels(u.flatten(0, 1))
+            made = self._convolved(*signals, group, filters, number)
+            mixed.append(_channels(made).unflatten(0, (group.sequences, group.length)))
         return groups.collect(mixed)
 
-    @torch.compiler.disable  # complex numbers, and filters that are kept between calls
-    def _convolved(self, projected: Tensor, x: Tensor, shape: tuple[int, int], mask: Tensor | None) -> Tensor:
-        """(3H, B S), (H, B S), (B, S), (B, S) bool -> (H, B S)."""
-        filters, length = self.filters, shape[1]
-        residual = x.unflatten(1, shape) if filters.count == 2 else None
-        signals = Signals(projected.unflatten(1, shape), residual, mask)
-        short = self.short_weight, self.short_bias
-        if self.form == "direct" or projected.device.type == "meta":
-            return direct(signals, short, filters.taps(), filters.skips()).flatten(1)
-        points = transform_size(length, filters.length)
-        if twice() or "kept_filters" in self.plain:
-            spectra = spectra_of(filters.taps(min(filters.length, points // 2)), filters.skips(), points)
-        else:
-            spectra = filters.spectra(points, length)
-        convolve = plain_fft if twice() or "convolution" in self.plain else fft
-        return convolve(signals, short, spectra).flatten(1)
+    def _convolved(self, z: Tensor, u: Tensor, grid: Group | Layout, filters: Filters, number: int) -> Tensor:
+        """(3H, B S), (H, B S) -> (H, B S), on the grid of this number."""
+        shape = grid.sequences, grid.length
+        taps, skips = filters.taps.unbind(), self.filters.skips().unbind()
+        residual = self.filters.count == 2
+        given = (
+            z.unflatten(1, shape),
+            u.unflatten(1, shape) if residual else None,
+            taps[0],
+            taps[1] if residual else None,
+            skips[0],
+            skips[1] if residual else None,
+            self.short_weight.flatten(1),
+            self.short_bias,
+            grid.mask,
+        )
+        if "convolution" in self.plain:
+            return composed(long_convolution.operands(*given)).flatten(1)
+        spectra = filters.spectra[number] if filters.spectra else None
+        return gated_long_conv(*given, spectra=spectra, backend=self.kernels).flatten(1)
 
 
 class M2Block(nn.Module):
@@ -137,9 +148,11 @@ class M2Block(nn.Module):
         )
         self.feedforward_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, layout: Layout, queries: Queries | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, layout: Layout, queries: Queries | None = None, filters: Filters | None = None
+    ) -> Tensor:
         """(T, H) -> (T, H), or (N, H) at ``queries``: the convolutions read every token, the rest runs on theirs."""
-        x = self.mixer(x, layout, queries)
+        x = self.mixer(x, layout, queries, filters)
         x = self.feedforward_norm(x + self.feedforward(x))
         return x
 
@@ -150,24 +163,69 @@ class _M2(Encoder):
     config: M2Config
     drops_tokens = False  # a convolution has no place for tokens that are not neighbours
 
-    @property
-    def convolution(self) -> str:
-        """How long convolutions are computed: ``fft`` or ``direct``; setting it sets it in every layer."""
-        return self._mixers[0].form
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._kept = KeptFilters()
 
-    @convolution.setter
-    def convolution(self, form: str) -> None:
-        if form not in FORMS:
-            raise ValueError(f"convolution={form!r} is not one of {', '.join(FORMS)}")
-        for mixer in self._mixers:
-            mixer.form = form
+    @property
+    def ways(self) -> frozenset[str]:  # type: ignore[override]
+        return super().ways | {"kept_filters"}
+
+    @property
+    def kernel_ops(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (CONVOLUTION, FEEDFORWARD) if self._blocks[0].feedforward.paired else (CONVOLUTION,)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The backend of each operation."""
+        chosen = {CONVOLUTION: self._blocks[0].mixer.kernels, FEEDFORWARD: self._blocks[0].feedforward.kernels}
+        return {op: chosen[op] for op in self.kernel_ops}
+
+    def use_kernels(self, chosen: Mapping[str, str]) -> None:
+        for op, backend in chosen.items():
+            if op not in self.kernel_ops:
+                raise ValueError(f"{op} is no operation of this model: it has {', '.join(self.kernel_ops)}")
+            backends.check(backend)
+        for block in self._blocks:
+            block.mixer.kernels = chosen.get(CONVOLUTION, block.mixer.kernels)
+            block.feedforward.kernels = chosen.get(FEEDFORWARD, block.feedforward.kernels)
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest)."""
-        points = transform_size(length or self.max_positions, self._mixers[0].filters.length)
-        said = described(self.all_ways, self.plain)
-        by_fft = f"real transforms of {points} points, {said['convolution']}"
-        return {**said, "attention": "none", "convolution": by_fft if self.convolution == "fft" else "direct"}
+        device = next(self.parameters()).device
+        said = {"attention": "none", **described(self.all_ways, self.plain)}
+        for way, op in (("convolution", CONVOLUTION), ("block_diagonal", FEEDFORWARD)):
+            if way in said and way not in self.plain:
+                backend = self.kernels[op]
+                if backend == backends.AUTO and device.type != "cuda":
+                    backend = "torch"
+                said[way] = f"{backend}: {said[way]}"
+        if "convolution" in self.plain or said["convolution"].startswith("torch:"):
+            points = transform_size(length or self.max_positions, self._blocks[0].mixer.filters.length)
+            said["convolution"] += f", real transforms of {points} points"
+        return said
+
+    def prepared(self, layout: Layout) -> Mapping[int, tuple[Any, ...]]:
+        """The filters of every active layer, all made together."""
+        blocks = self._blocks
+        filters = [blocks[layer].mixer.filters for layer in self.active_layers]
+        if not filters:
+            return {}
+        if torch.compiler.is_compiling():  # a graph that is exported is for sequences of any length
+            made = [Filters(taps) for taps in generate(filters, filters[0].length)[0]]
+        else:
+            made = self._filters(filters, groups_of(layout).members if layout.grouped else (layout,))
+        return {layer: (one,) for layer, one in zip(self.active_layers, made, strict=True)}
+
+    def _filters(self, filters: list[GeneratedFilters], grids: Sequence[Group | Layout]) -> list[Filters]:
+        """Of these layers, for grids of different lengths."""
+        length, longest = max(grid.length for grid in grids), filters[0].length
+        if twice() or "kept_filters" in self.plain:
+            return [Filters(taps) for taps in generate(filters, rows_for(length, longest))[0]]
+        points = []
+        if "convolution" not in self.plain and self.kernels[CONVOLUTION] not in WITHOUT_SPECTRA:
+            points = [transform_size(grid.length, longest) for grid in grids]
+        return self._kept.of(filters, length, points)
 
     def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
         """Rates and decay of filters and of positions, see ``M2Config``."""
@@ -182,8 +240,8 @@ class _M2(Encoder):
         return {name: options for name, options in found.items() if options}
 
     @property
-    def _mixers(self) -> list[SequenceMixer]:
-        return [block.mixer for block in self.blocks]  # type: ignore[misc]
+    def _blocks(self) -> list[M2Block]:
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def _initialize(self) -> None:
         initialize(self, self.config.init_std)
@@ -211,11 +269,12 @@ class M2(_M2, MaskedLanguageModel):
             layers: active blocks, the first ones; the last works out its output at predicted positions only.
         """
         hidden, total = self.config.hidden, 0.0
-        for place, mixer in enumerate(self._mixers[:layers], start=1):
+        for place, block in enumerate(self._blocks[:layers], start=1):
+            filters = block.mixer.filters
             rows = predicted if place == layers else length
             feedforward = 3 * hidden * self.config.intermediate // self.config.blocks
             total += 2 * length * 3 * hidden**2 + 2 * rows * (hidden**2 + feedforward)
-            total += mixer.filters.count * hidden * convolution_flops(length, mixer.filters.length)
+            total += filters.count * hidden * convolution_flops(length, filters.length)
         return total + 2 * predicted * (hidden**2 + self.embeddings.word.weight.numel())  # type: ignore[union-attr,operator]
 
 

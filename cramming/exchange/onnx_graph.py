@@ -19,6 +19,7 @@ from cramming.architectures.hf_head import Inputs, accepted
 from cramming.architectures.layers.attention import SelfAttention
 from cramming.architectures.layers.unpadding import Layout
 from cramming.errors import UserError
+from cramming.kernels.backends import REFERENCE
 from cramming.model import Model
 
 TOLERANCE = 1e-4  # between torch and onnxruntime, relative to the largest hidden state
@@ -90,9 +91,9 @@ def write(model: Model, path: Path) -> None:
 
 def _plain(model: Model) -> bool:
     """Choose forms that a graph can have; says whether the model takes padding for text."""
-    for choice, form in (("attention", "math"), ("convolution", "direct")):
-        if hasattr(model, choice):
-            setattr(model, choice, form)
+    if hasattr(model, "attention"):
+        model.attention = "math"
+    model.use_kernels(dict.fromkeys(model.kernel_ops, REFERENCE))
     if isinstance(model, TransformersEncoder):
         if hasattr(model.network, "set_attn_implementation"):
             model.network.set_attn_implementation("eager")

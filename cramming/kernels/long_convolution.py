@@ -59,6 +59,29 @@ def gated_long_conv(
         ValueError: shapes that do not fit one another.
         TypeError: types or devices that do not.
     """
+    given = operands(z, u, taps, taps_residual, bias, bias_residual, short_weight, short_bias, mask, spectra)
+    backends.check(backend)
+    if backend == backends.REFERENCE:
+        return reference.convolve(given)
+    if twice():
+        return composed(given)
+    mixed: Tensor = _forward(*given, backend)
+    return mixed
+
+
+def operands(
+    z: Tensor,
+    u: Tensor | None,
+    taps: Tensor,
+    taps_residual: Tensor | None,
+    bias: Tensor,
+    bias_residual: Tensor | None,
+    short_weight: Tensor,
+    short_bias: Tensor,
+    mask: Tensor | None = None,
+    spectra: Tensor | None = None,
+) -> Convolution:
+    """What ``gated_long_conv`` is given, of the types that backends expect; raises what it raises."""
     z, u = autocast_to(z, u)  # type: ignore[assignment]
     wide = wide_of(z)
     given = Convolution(
@@ -74,13 +97,7 @@ def gated_long_conv(
         spectra,
     )
     _check(given)
-    backends.check(backend)
-    if backend == backends.REFERENCE:
-        return reference.convolve(given)
-    if twice():
-        return composed(given)
-    mixed: Tensor = _forward(*given, backend)
-    return mixed
+    return given
 
 
 def forward(

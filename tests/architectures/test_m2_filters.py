@@ -1,4 +1,4 @@
-"""Generated filters: what they are, that they are made once for each state of the weights, and never stale."""
+"""Generated filters: what they are, that all layers' are made once for each state of the weights, and never stale."""
 
 import copy
 import math
@@ -8,15 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from cramming.architectures.layers.filters import GeneratedFilters, decay_rates
-from cramming.architectures.layers.long_convolution import spectra_of, transform_size
+from cramming.architectures.layers import kept_filters
+from cramming.architectures.layers.filters import Filters, GeneratedFilters, Networks, decay_rates, generate
+from cramming.architectures.layers.kept_filters import KeptFilters, rows_for
+from cramming.architectures.layers.weights_state import signature
+from cramming.kernels.operands import Convolution
+from cramming.kernels.torch_convolution import spectra_of, transform_size
 
-LENGTH, CHANNELS = 12, 5
+LENGTH, CHANNELS, LAYERS = 12, 5, 3
 
 
-def make(length: int = LENGTH, *, filters: int = 2, bidirectional: bool = True) -> GeneratedFilters:
+def make(length: int = LENGTH, *, filters: int = 2, bidirectional: bool = True, seed: int = 0) -> GeneratedFilters:
     """Filters all of whose weights matter."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     made = GeneratedFilters(
         CHANNELS, length, filters=filters, bidirectional=bidirectional, width=6, features=5, frequency=3.0
     )
@@ -26,23 +30,41 @@ def make(length: int = LENGTH, *, filters: int = 2, bidirectional: bool = True) 
     return made
 
 
-def plain(filters: GeneratedFilters, points: int) -> Tensor:
-    """The spectra by autograd, from nothing that is kept."""
-    return spectra_of(filters.taps(min(filters.length, points // 2)), filters.skips(), points)
+def stack(**options: bool | int) -> list[GeneratedFilters]:
+    """Those of several layers, no two alike."""
+    return [make(seed=seed, **options) for seed in range(LAYERS)]
+
+
+def one(kept: KeptFilters, filters: GeneratedFilters, length: int = 8, points: tuple[int, ...] = ()) -> Filters:
+    """What is kept of a single layer."""
+    return kept.of([filters], length, points)[0]
 
 
 @pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of taps of every generation from now on."""
-    rows: list[int] = []
-    inner = GeneratedFilters._generate
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many layers and taps every generation from now on is of."""
+    found: list[tuple[int, int]] = []
 
-    def counting(self: GeneratedFilters, count: int) -> tuple[Tensor, list[Tensor]]:
-        rows.append(count)
-        return inner(self, count)
+    def counting(filters: list[GeneratedFilters], rows: int) -> tuple[Tensor, list[Tensor]]:
+        found.append((len(filters), rows))
+        return generate(filters, rows)
 
-    monkeypatch.setattr(GeneratedFilters, "_generate", counting)
-    return rows
+    monkeypatch.setattr(kept_filters, "generate", counting)
+    return found
+
+
+@pytest.fixture
+def returned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many networks every way back through them is of."""
+    found: list[int] = []
+    inner = Networks.backward
+
+    def counting(self: Networks, slope: Tensor, hidden: list[Tensor]) -> Networks:
+        found.append(len(slope))
+        return inner(self, slope, hidden)
+
+    monkeypatch.setattr(Networks, "backward", counting)
+    return found
 
 
 def test_taps_are_the_formulas() -> None:
@@ -82,63 +104,146 @@ def test_fresh_features_are_the_formulas() -> None:
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("filters", [1, 2])
 @pytest.mark.parametrize("length", [1, 2, 7, 12, 40])
-def test_spectra_and_gradients_are_those_of_the_plain_computation(
+def test_taps_and_gradients_of_all_layers_are_those_of_each_by_autograd(
     length: int, filters: int, bidirectional: bool
 ) -> None:
-    made = make(filters=filters, bidirectional=bidirectional).double()
-    points = transform_size(length, LENGTH)
+    layers = [layer.double() for layer in stack(filters=filters, bidirectional=bidirectional)]
+    kept, rows = KeptFilters(), rows_for(length, LENGTH)
     for _ in range(2):  # made, then kept
-        expected, found = plain(made, points), made.spectra(points, length)
-        assert torch.equal(found, expected)
+        expected, found = [layer.taps(rows) for layer in layers], [part.taps for part in kept.of(layers, length)]
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
         # Only lags that sequences of this length have can carry a gradient: that of a convolution's output does.
-        lags = torch.randn(filters, CHANNELS, points, dtype=torch.float64)
-        lags[..., length : points - length + 1] = 0
-        incoming = torch.fft.rfft(lags) / points
-        incoming[..., 1:-1] *= 2
-        wanted = torch.autograd.grad(expected, list(made.parameters()), incoming)
-        got = torch.autograd.grad(found, list(made.parameters()), incoming)
-        for (name, _), ours, theirs in zip(made.named_parameters(), got, wanted, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        slopes = [torch.randn_like(part) * (torch.arange(rows) < length) for part in expected]
+        sources = [part for layer in layers for part in layer.sources]
+        wanted, got = torch.autograd.grad(expected, sources, slopes), torch.autograd.grad(found, sources, slopes)
+        for ours, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 7, 12, 40])
+def test_spectra_are_those_of_taps_and_skips(length: int) -> None:
+    layers, points = stack(), transform_size(length, LENGTH)
+    found = KeptFilters().of(layers, length, [points, points])
+    for layer, (taps, spectra) in zip(layers, found, strict=True):
+        given = Convolution(None, None, *taps.unbind(), *layer.skips(), None, None, None)  # type: ignore[arg-type]
+        for part in spectra:
+            assert not part.requires_grad
+            torch.testing.assert_close(torch.view_as_complex(part), spectra_of(given, points).detach())
+
+
+def test_short_sequences_do_not_pay_for_long_filters() -> None:
+    assert [rows_for(length, 100) for length in (1, 2, 3, 8, 9, 64, 65, 100, 500)] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        64,
+        100,
+        100,
+        100,
+    ]
+    kept, filters = KeptFilters(), make()
+    assert one(kept, filters, 5).taps.shape == (2, 2, CHANNELS, 8)
+    assert one(kept, filters, 9).taps.shape == (2, 2, CHANNELS, LENGTH)
 
 
 def test_places_no_lag_reaches_get_exactly_no_gradient() -> None:
     """Not a rounding error: an optimizer that divides by the size of gradients would follow it."""
     filters = make()
-    points = transform_size(5, LENGTH)
-    incoming = torch.randn(2, CHANNELS, points // 2 + 1, dtype=torch.complex64)
-    (gradient,) = torch.autograd.grad(filters.spectra(points, 5), [filters.features], incoming)
+    taps = one(KeptFilters(), filters, 5).taps
+    slope = torch.randn_like(taps)
+    slope[..., 5:] = 0
+    (gradient,) = torch.autograd.grad(taps, [filters.features], slope)
     assert gradient[:, :5].any(-1).all()
     assert not gradient[:, 5:].any()
 
 
-def test_microbatches_share_one_generation(generated: list[int]) -> None:
-    filters = make()
+def test_layers_and_microbatches_share_one_generation_and_layers_one_way_back(
+    generated: list[tuple[int, int]], returned: list[int]
+) -> None:
+    layers, kept = stack(), KeptFilters()
     total = []
+    sources = [part for layer in layers for part in layer.sources]
     for _ in range(3):
-        spectra = filters.spectra(16, 8)
-        total.append(torch.autograd.grad(spectra.abs().square().sum(), list(filters.parameters())))
+        found = kept.of(layers, 8, [16])
+        total.append(torch.autograd.grad(sum(part.taps.square().sum() for part in found), sources))
     with torch.no_grad():
-        filters.spectra(16, 7)
-    assert generated == [8]
+        kept.of(layers[1:], 7)
+    assert generated == [(LAYERS, 8)]
+    assert returned == [4 * LAYERS] * 3
     for first, later in zip(total[0], total[2], strict=True):
         assert torch.equal(first, later)
-    filters.spectra(64, 30)
-    filters.spectra(16, 8)
-    assert generated == [8, LENGTH], "another size is made once, and the first is still there"
+    kept.of(layers, 30)
+    kept.of(layers, 8)
+    assert generated == [(LAYERS, 8), (LAYERS, LENGTH)], "another size is made once, and the first is still there"
 
 
-def test_evaluation_keeps_no_more_than_it_needs_and_training_after_it_gets_gradients(generated: list[int]) -> None:
-    filters = make()
+@pytest.mark.parametrize("used", [(), (1,), (0, 2), (2, 0, 1)])
+def test_layers_that_a_pass_does_not_use_get_no_gradient_not_zeros(used: tuple[int, ...], returned: list[int]) -> None:
+    layers = [layer.double() for layer in stack()]
+    found = KeptFilters().of(layers, 8)
+    for order, layer in enumerate(used):
+        (found[layer].taps.square().sum() * (order + 1)).backward(retain_graph=True)
+    assert returned == [4] * len(used)
+    returned.clear()
+    for layer, filters in enumerate(layers):
+        alone = copy.deepcopy(filters)
+        if layer in used:
+            (alone.taps(8).square().sum() * (used.index(layer) + 1)).backward()
+        for ours, theirs in zip(filters.sources, alone.sources, strict=True):
+            assert (ours.grad is None) == (layer not in used)
+            if ours.grad is not None:
+                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    if used:
+        sum(found[layer].taps.sum() for layer in used).backward()
+        assert returned == [4 * len(used)]
+
+
+def test_frozen_weights_and_frozen_layers(returned: list[int]) -> None:
+    layers = stack()
+    layers[0].requires_grad_(False)
+    layers[1].weight_2.requires_grad_(False)
+    sum(part.taps.square().sum() for part in KeptFilters().of(layers, 8)).backward()
+    assert all(part.grad is None for part in layers[0].sources)
+    assert layers[1].weight_2.grad is None
+    assert all(part.grad is not None for part in (*layers[2].sources, layers[1].weight_1))
+    for layer in layers:
+        layer.requires_grad_(False)
+    assert not any(part.taps.requires_grad for part in KeptFilters().of(layers, 8))
+
+
+def test_layers_that_come_later_join_those_that_are_there(generated: list[tuple[int, int]]) -> None:
+    layers, kept = stack(), KeptFilters()
+    first = kept.of(layers[:1], 8)[0].taps
+    for some in ([layers[2], layers[0]], layers[2:], layers[:1], layers):
+        for layer, found in zip(some, kept.of(some, 8), strict=True):
+            torch.testing.assert_close(found.taps, layer.taps(8), rtol=1e-6, atol=1e-6)
+    assert generated == [(1, 8), (2, 8), (3, 8)]
+    torch.testing.assert_close(kept.of(layers[:1], 8)[0].taps, first, rtol=1e-6, atol=1e-6)
+    in_place(layers[1])
+    kept.of(layers[1:2], 8)
+    assert generated[3:] == [(1, 8)], "of what was made of other weights nothing stays"
+    assert [made.places.keys() for made in kept._made.values()] == [{layers[1].state()}]
+
+
+def test_evaluation_keeps_no_more_than_it_needs_and_training_after_it_gets_gradients(
+    generated: list[tuple[int, int]],
+) -> None:
+    filters, kept = make(), KeptFilters()
     with torch.inference_mode():
-        inferred = filters.spectra(16, 8)
-    trained = filters.spectra(16, 8)
-    assert generated == [8, 8]
-    assert torch.equal(inferred, trained)
-    trained.abs().sum().backward()
-    assert all(parameter.grad is not None for parameter in filters.parameters())
+        inferred = one(kept, filters, points=(16,))
+    assert not kept._made[8].hidden
+    trained = one(kept, filters, points=(16,))
+    assert generated == [(1, 8), (1, 8)]
+    assert torch.equal(inferred.taps, trained.taps)
+    assert torch.equal(inferred.spectra[0], trained.spectra[0])
+    trained.taps.abs().sum().backward()
+    assert all(parameter.grad is not None for parameter in filters.sources)
     with torch.no_grad():
-        assert torch.equal(filters.spectra(16, 8), inferred)
-    assert generated == [8, 8]
+        assert torch.equal(one(kept, filters).taps, inferred.taps)
+    assert generated == [(1, 8), (1, 8)]
 
 
 def fused_step(filters: GeneratedFilters) -> None:
@@ -176,33 +281,37 @@ WRITES = (fused_step, in_place, behind_torchs_back, loaded, foreach_copy, anothe
 
 @pytest.mark.parametrize("write", WRITES)
 def test_filters_are_never_stale(write: Callable[[GeneratedFilters], None]) -> None:
-    filters = make()
+    layers, kept = stack(), KeptFilters()
     for train in (True, False, True):
         with torch.set_grad_enabled(train):
-            before = filters.spectra(16, 8).detach().clone()
-        write(filters)
+            before = kept.of(layers, 8, [16])
+        write(layers[1])
+        fresh = KeptFilters().of(layers, 8, [16])
         with torch.set_grad_enabled(train):
-            assert torch.equal(filters.spectra(16, 8), plain(filters, 16))
-        assert not torch.equal(filters.spectra(16, 8), before)
+            found = kept.of(layers, 8, [16])
+        for (taps, spectra), now, then, same in zip(found, fresh, before, (True, False, True), strict=True):
+            assert torch.equal(taps, now.taps)
+            assert torch.equal(spectra[0], now.spectra[0])
+            assert torch.equal(spectra[0], then.spectra[0]) == same
 
 
 @pytest.mark.parametrize("write", [w for w in WRITES if w is not behind_torchs_back])
 def test_writes_are_noticed_without_looking_at_values(write: Callable[[GeneratedFilters], None]) -> None:
     """As on a GPU, which looking would stop."""
     filters = make()
-    filters.spectra(16, 8)
-    signature = filters._signature()
-    assert filters._signature() == signature
+    weights = [*filters.sources, filters.skip]
+    before = signature(weights)
+    assert signature(weights) == before
     write(filters)
-    assert filters._signature() != signature
+    assert signature([*filters.sources, filters.skip]) != before
 
 
 def test_a_weight_that_changes_before_backward_is_refused_as_elsewhere() -> None:
     filters = make()
-    spectra = filters.spectra(16, 8)
+    taps = one(KeptFilters(), filters).taps
     in_place(filters)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        spectra.abs().sum().backward()
+        taps.abs().sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -210,24 +319,24 @@ def test_filters_stay_float32_to_the_last_bit(dtype: torch.dtype) -> None:
     holder = torch.nn.ModuleDict({"filters": make(), "linear": torch.nn.Linear(3, 3)})
     low = copy.deepcopy(holder).to(dtype)
     assert low["linear"].weight.dtype == dtype
-    for (name, one), other in zip(low["filters"].named_parameters(), holder["filters"].parameters(), strict=True):
-        assert torch.equal(one, other), name
-    assert torch.equal(low["filters"].spectra(16, 8), holder["filters"].spectra(16, 8))
-    assert holder["filters"].double().spectra(16, 8).dtype == torch.complex128
+    for (name, ours), other in zip(low["filters"].named_parameters(), holder["filters"].parameters(), strict=True):
+        assert torch.equal(ours, other), name
+    kept = KeptFilters()
+    before = one(kept, holder["filters"])
+    assert torch.equal(one(KeptFilters(), low["filters"]).taps, before.taps)
+    wide = one(kept, holder["filters"].double(), points=(16,))
+    assert (wide.taps.dtype, wide.spectra[0].dtype) == (torch.float64, torch.float64)
+    torch.testing.assert_close(wide.taps.float(), before.taps, rtol=1e-4, atol=1e-5)
 
 
 def test_a_copy_has_nothing_of_the_original() -> None:
-    filters = make()
-    filters.spectra(16, 8)
-    other = copy.deepcopy(filters)
-    assert not other._kept.sizes
-    in_place(other)
-    assert torch.equal(other.spectra(16, 8), plain(other, 16))
-    assert torch.equal(filters.spectra(16, 8), plain(filters, 16))
-
-
-def test_few_sizes_are_kept() -> None:
-    filters = make()
-    for exponent in range(1, 10):
-        filters.spectra(2**exponent, 1)
-    assert list(filters._kept.sizes) == [2**exponent for exponent in range(6, 10)]
+    holder = torch.nn.Module()
+    holder.filters, holder.kept = make(), KeptFilters()
+    one(holder.kept, holder.filters)
+    other = copy.deepcopy(holder)  # as a pickle would: by what ``__reduce__`` says
+    assert not other.kept._made
+    assert other.filters.state() is not holder.filters.state()
+    in_place(other.filters)
+    for each in (other, holder):
+        assert torch.equal(one(each.kept, each.filters).taps, each.filters.taps(8))
+    assert not torch.equal(one(holder.kept, holder.filters).taps, one(other.kept, other.filters).taps)

@@ -28,6 +28,7 @@ INTERMEDIATES = {
     "filter_fn2_k_rev": (1, 1),
 }
 LAYER = "bert.encoder.layer.0"
+BACKENDS = ("reference", "torch")  # of ``cramming.kernels``, those that run on a processor
 
 
 def load(shared: Path, case: str) -> tuple[dict[str, Any], golden.Groups]:
@@ -39,11 +40,13 @@ def load(shared: Path, case: str) -> tuple[dict[str, Any], golden.Groups]:
     return description, groups
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
-def test_stored_outputs_and_gradients(shared: Path, case: str) -> None:
+def test_stored_outputs_and_gradients(shared: Path, case: str, backend: str) -> None:
     description, tensors = load(shared, case)
     config, head = description["config"], CASES[case]
     model = from_reference("m2_bert", config, tensors["state_dict"], head)
+    model.use_kernels(dict.fromkeys(model.kernel_ops, backend))
     outputs = dense_outputs(model, **tensors["input"])
     outputs["loss"].backward()
 
@@ -101,8 +104,9 @@ def test_stored_loss_in_float64(shared: Path, case: str) -> None:
     assert loss == pytest.approx(description["loss_fp64"], rel=1e-9)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", range(5))
-def test_stored_mixers(shared: Path, number: int) -> None:
+def test_stored_mixers(shared: Path, number: int, backend: str) -> None:
     """Every combination of directions, residual convolution and training additions, sequences shorter than filters."""
     described = json.loads((shared / "golden" / "m2_mixer.json").read_text())["variants"][number]
     groups: dict[str, dict[str, Tensor]] = {}
@@ -121,6 +125,7 @@ def test_stored_mixers(shared: Path, number: int) -> None:
         training_additions=described["hyena_training_additions"],
     )
     mixer = SequenceMixer(config, described["l_max"])
+    mixer.kernels = backend
     sources = _of_mixer(config)
     with torch.no_grad():
         for ours, source in sources.items():

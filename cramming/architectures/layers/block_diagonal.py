@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cramming.architectures.layers.axes import FIXED, Axes, Axis
+from cramming.kernels import backends, block_diagonal_glu
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -54,17 +55,24 @@ class BlockDiagonalGatedFeedForward(nn.Module):
     The first half of the blocks gives the gates, the second the values, so a gate's input channels are others than its
     value's. The outer layer has a bias, the inner one none.
 
+    All of it is one operation (``kernels/gated_feed_forward.py``) but where something is dropped in the middle of it,
+    or where the blocks do not come in pairs.
+
     Args:
         hidden: H.
         width: W.
         blocks: b, of both layers.
         dropout: of what goes into the outer layer, in training mode.
+
+    Attributes:
+        kernels: the operation's backend.
     """
 
     plain: frozenset[str] = frozenset()
 
     def __init__(self, hidden: int, width: int, blocks: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.kernels = backends.AUTO
         self.dropout = nn.Dropout(dropout)
         self.expand = BlockDiagonalLinear(hidden, 2 * width, blocks, bias=False)
         self.contract = BlockDiagonalLinear(width, hidden, blocks)
@@ -98,13 +106,19 @@ class BlockDiagonalGatedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
         if self.paired and "block_diagonal" not in self.plain:
-            return self._by_outputs(x)
+            return self._dropping(x) if self.training and self.dropout.p else self._whole(x)
         gates, values = self.expand(x).chunk(2, dim=-1)
         contracted: Tensor = self.contract(self.dropout(F.gelu(gates) * values))
         return contracted
 
-    def _by_outputs(self, x: Tensor) -> Tensor:
-        """The same a block of outputs at a time: what lies between is in nobody's way and never copied."""
+    def _whole(self, x: Tensor) -> Tensor:
+        """As one operation."""
+        pairs = self.expand.weight.shape[0] // 2
+        gates, values = self.expand.weight.split(pairs)
+        return block_diagonal_glu(x, gates, values, self.contract.weight, self.contract.bias, backend=self.kernels)
+
+    def _dropping(self, x: Tensor) -> Tensor:
+        """With dropout in the middle, a block of outputs at a time: what lies between them is never copied."""
         inner, outer = self.expand.weight, self.contract.weight
         pairs = inner.shape[0] // 2
         inputs = x.chunk(2 * pairs, dim=-1)

@@ -1,7 +1,7 @@
-"""Filters of long convolutions that a small network generates, worked out once for each state of its weights.
+"""Filters of long convolutions that small networks generate, those of all layers at once.
 
-Shape legend: K filters, D directions (1 forward, or 2: and backward), C channels, L length of the filters, R of their
-taps that are in use, E features of a position, O width of the network, n points of a transform, F = n/2 + 1.
+Shape legend: N layers, K filters of each, D directions (1 forward, or 2: and backward), C channels, L length of the
+filters, R of their taps that are in use, E features of a position, O width of a network, P = N K filters of all layers.
 
 As in Hyena (https://arxiv.org/abs/2302.10866, section 3.3) and M2-BERT, tap j of a channel is a function of its place:
 
@@ -11,41 +11,35 @@ As in Hyena (https://arxiv.org/abs/2302.10866, section 3.3) and M2-BERT, tap j o
 with learned features and frequencies g that both directions of a filter share, matrices of each direction's own, and a
 fixed decay delta from ln(0.01)/1.5 at the first channel to ln(0.01)/0.3 at the last.
 
-The network sees no token, so that within one step of the optimizer every microbatch meets the same filters: their
-spectra and the network's hidden values are kept, and a microbatch's backward starts from those. It knows that they are
-stale from the versions of the weights, from any optimizer having taken a step (fused ones raise no version) and, on a
-CPU, where looking is cheap next to a pass, from the values themselves, whoever changed them.
+A network is small and there are K D of them in every layer, so they run together: one batched product of P D matrices
+where layer by layer there would be N. ``kept_filters.py`` says for how long what they make is kept.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
-from cramming.architectures.layers.long_convolution import inverse_weights, scaled, spectra_of
+from cramming.architectures.layers.weights_state import WeightsState
 
-HIDDEN_LAYERS = 3  # of the network
+HIDDEN_LAYERS = 3  # of a network
 FASTEST_DECAY, SLOWEST_DECAY, TARGET = 0.3, 1.5, 1e-2  # a channel has decayed to the target at this share of L
-KEPT_SIZES = 4  # spectra of so many transform sizes; they are powers of two, so all take less than twice the largest
 
 
-class _Steps:
-    """How many steps optimizers of this process have taken."""
+class Filters(NamedTuple):
+    """What a layer convolves with.
 
-    taken = 0
+    Attributes:
+        taps: (K, D, C, R).
+        spectra: their transforms with skips, (K, C, F, 2), one for each grid of a layout where they are kept, as
+            ``gated_long_conv`` takes them.
+    """
 
-    @classmethod
-    def count(cls, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cls.taken += 1
-
-
-register_optimizer_step_post_hook(_Steps.count)
+    taps: Tensor
+    spectra: tuple[Tensor, ...] = ()
 
 
 class GeneratedFilters(nn.Module):
@@ -92,7 +86,7 @@ class GeneratedFilters(nn.Module):
             self.register_parameter(f"bias_{layer}", nn.Parameter(torch.empty(networks * width)))
         self.register_buffer("places", torch.linspace(0, 1, length), persistent=False)
         self.register_buffer("decay", decay_rates(channels).abs(), persistent=False)
-        self._kept = _Kept()
+        self._state = WeightsState()
         self.reset_parameters(0.02)
 
     @property
@@ -104,6 +98,11 @@ class GeneratedFilters(nn.Module):
     def biases(self) -> list[Tensor]:
         """b_0 .. b_2 of all networks."""
         return [self.get_parameter(f"bias_{layer}") for layer in range(HIDDEN_LAYERS)]
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """The weights that taps are made from, in the order of ``Networks.of``."""
+        return [self.features, self.frequency, *self.weights, *self.biases]
 
     @torch.no_grad()
     def reset_parameters(self, std: float) -> None:
@@ -140,166 +139,99 @@ class GeneratedFilters(nn.Module):
 
     def taps(self, rows: int | None = None) -> Tensor:
         """The first R taps, by autograd as written above: -> (K, D, C, R); None: all L."""
-        return self._generate(self.length if rows is None else rows)[0]
+        return generate([self], self.length if rows is None else rows)[0][0]
 
     def skips(self) -> Tensor:
         """-> (K, C)."""
         return self.skip.view(self.count, self.channels)
 
-    def spectra(self, points: int, length: int) -> Tensor:
-        """The filters' transforms of ``points`` points, (K, C, F) complex, for sequences of ``length`` positions.
+    def state(self) -> object:
+        """Another object whenever the weights are others than before."""
+        return self._state.now([*self.sources, self.skip])
 
-        The same tensor's values until the weights change; its gradient goes on to the weights.
-        """
-        self._kept.fit(self._signature(), self._sources() if self.skip.device.type == "cpu" else [])
-        train = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        entry = self._kept.sizes.pop(points, None)
-        if entry is None or (train and not entry.hidden):
-            # Ordinary tensors, also in inference mode: what comes later may need gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                taps, hidden = self._generate(min(self.length, points // 2))
-                entry = _Entry(spectra_of(taps, self.skips(), points), hidden if train else [])
-        self._kept.sizes[points] = entry  # now the latest
-        if len(self._kept.sizes) > KEPT_SIZES:
-            del self._kept.sizes[next(iter(self._kept.sizes))]
-        if not train:
-            return entry.spectra
-        found: Tensor = _Spectra.apply(self, entry, points, length, *self._sources())  # type: ignore[no-untyped-call]
-        return found
-
-    def _generate(self, rows: int) -> tuple[Tensor, list[Tensor]]:
-        """The first R taps, (K, D, C, R), and what goes into each sine before its frequency, (K D, R, O) each."""
-        x = self.features[:, :rows].repeat_interleave(self.directions, 0)
-        frequency = self.frequency.repeat_interleave(self.directions, 0)[:, None]
-        hidden = []
-        for weight, bias in zip(self.weights, self.biases, strict=False):
-            hidden.append(torch.baddbmm(self._each(bias)[:, None], x, self._each(weight).transpose(1, 2)))
-            x = (frequency * hidden[-1]).sin()
-        taps = self._each(self.weights[HIDDEN_LAYERS]) @ x.transpose(1, 2)
-        return taps.unflatten(0, (self.count, self.directions)) * self._window(rows), hidden
-
-    def _window(self, rows: int) -> Tensor:
+    def window(self, rows: int) -> Tensor:
         """exp(-t |delta|), (C, R)."""
         return (-self.decay[:, None] * self.places[:rows]).exp()
 
-    def _each(self, stacked: Tensor) -> Tensor:
-        """What stands one below the other for all networks, apart: (K D x, ...) -> (K D, x, ...)."""
-        return stacked.unflatten(0, (self.count * self.directions, -1))
-
-    def _sources(self) -> list[Tensor]:
-        """The weights that filters are made from, in the order of ``_gradients``."""
-        return [self.features, self.frequency, self.skip, *self.weights, *self.biases]
-
-    def _signature(self) -> tuple[Any, ...]:
-        """What changes when weights are written, except in place behind torch's back (``weight.data``)."""
-        sources = self._sources()
-        versions = [None if p.is_inference() else p._version for p in sources]
-        return _Steps.taken, *versions, *(p.data_ptr() for p in sources)
-
-    def _gradients(self, of_circle: Tensor, hidden: list[Tensor], length: int) -> list[Tensor]:
-        """Gradients of the weights from those of the filters around the circle, (K, C, n).
-
-        Lags that no pair of positions has are left out, not merely nearly zero: an optimizer that divides by the size
-        of gradients would make steps of their rounding.
-        """
-        points = of_circle.shape[-1]
-        rows = min(self.length, length)
-        window = self._window(rows)
-        slope = of_circle.new_empty(self.count, self.directions, self.channels, rows)
-        torch.mul(of_circle[..., :rows], window, out=slope[:, 0])
-        if self.directions == 2:
-            reach = min(rows, length - 1)
-            torch.mul(of_circle[..., points - reach :].flip(-1), window[:, :reach], out=slope[:, 1, :, :reach])
-            slope[:, 1, :, reach:] = 0
-        slope = slope.flatten(0, 1)
-        frequency = self.frequency.repeat_interleave(self.directions, 0)[:, None]
-        of_weights: list[Tensor] = []
-        of_biases: list[Tensor] = []
-        of_frequency = torch.zeros_like(frequency)
-        of_taps = True
-        for layer in range(HIDDEN_LAYERS, -1, -1):
-            weight = self._each(self.weights[layer])
-            if layer == 0:
-                below = self.features[:, :rows].repeat_interleave(self.directions, 0)
-            else:
-                before = hidden[layer - 1][:, :rows]
-                below = (frequency * before).sin()
-            if of_taps:  # the last matrix gives taps by channel
-                of_weights.append(slope @ below)
-                slope = slope.transpose(1, 2) @ weight
-                of_taps = False
-            else:
-                of_biases.append(slope.sum(1).flatten())
-                of_weights.append(slope.transpose(1, 2) @ below)
-                slope = slope @ weight
-            if layer:
-                slope = slope * (frequency * before).cos()
-                of_frequency += (slope * before).sum(1, keepdim=True)
-                slope = slope * frequency
-        of_features = F.pad(slope.unflatten(0, (self.count, -1)).sum(1), (0, 0, 0, self.length - rows))
-        shared = of_frequency.unflatten(0, (self.count, -1)).sum((1, 2))
-        weights = [weight.flatten(0, 1) for weight in reversed(of_weights)]
-        return [of_features, shared, of_circle[..., 0].flatten(), *weights, *reversed(of_biases)]
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GeneratedFilters":
-        self._kept = _Kept()
+        self._state = WeightsState()
         moved: GeneratedFilters = super()._apply(lambda tensor: _at_least_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call]
         return moved
 
 
-class _Entry:
-    """What is kept for one size of transform."""
+class Networks(NamedTuple):
+    """The networks of several layers side by side: layer by layer, filter by filter, forward before backward."""
 
-    def __init__(self, spectra: Tensor, hidden: list[Tensor]) -> None:
-        self.spectra = spectra
-        self.hidden = hidden  # empty: no gradients were wanted
-
-
-class _Kept:
-    """What was worked out from weights, and how they were. A copy or a pickle of it starts empty."""
-
-    def __init__(self) -> None:
-        self.signature: tuple[Any, ...] = ()
-        self.values: list[Tensor] = []
-        self.sizes: dict[int, _Entry] = {}  # by points, the longest unused first
-
-    def fit(self, signature: tuple[Any, ...], values: list[Tensor]) -> None:
-        """Forget everything unless the weights are what they were."""
-        same = self.signature == signature and len(values) == len(self.values)
-        if not (same and all(map(torch.equal, values, self.values))):
-            self.signature, self.sizes = signature, {}
-            with torch.inference_mode(False):
-                self.values = [value.detach().clone() for value in values]
-
-    def __reduce__(self) -> tuple[type["_Kept"], tuple[()]]:
-        return _Kept, ()
-
-
-class _Spectra(torch.autograd.Function):
-    """Kept spectra, as a function of the weights they were made from."""
+    features: Tensor  # (P, R, E)
+    frequency: Tensor  # (P, O)
+    weights: list[Tensor]  # (P D, outputs, inputs) each
+    biases: list[Tensor]  # (P D, O) each
 
     @staticmethod
-    def forward(
-        ctx: Any, filters: GeneratedFilters, entry: _Entry, points: int, length: int, *sources: Tensor
-    ) -> Tensor:
-        """-> (K, C, F) complex."""
-        ctx.filters, ctx.hidden, ctx.points, ctx.length = filters, entry.hidden, points, length
-        ctx.save_for_backward(*sources)  # so that autograd refuses weights that changed in between
-        return entry.spectra.detach()
+    def of(sources: Sequence[Sequence[Tensor]], directions: int, rows: int) -> "Networks":
+        """From ``GeneratedFilters.sources`` of layers of the same sizes, for their first R places."""
+        features, frequency, *matrices = zip(*sources, strict=True)
+        joined = torch.cat([part[:, :rows] for part in features])
+        count = len(joined) * directions
+        apart = [torch.cat(parts).unflatten(0, (count, -1)) for parts in matrices]
+        return Networks(joined, torch.cat(frequency), apart[: HIDDEN_LAYERS + 1], apart[HIDDEN_LAYERS + 1 :])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """(K, C, F) -> gradients of the weights."""
-        assert ctx.saved_tensors
-        once = scaled(gradient, inverse_weights(gradient, ctx.points).reciprocal())
-        found = ctx.filters._gradients(torch.fft.irfft(once, ctx.points), ctx.hidden, ctx.length)
-        needed = ctx.needs_input_grad[4:]
-        return None, None, None, None, *(g if wanted else None for g, wanted in zip(found, needed, strict=True))
+    @property
+    def directions(self) -> int:
+        """D."""
+        return len(self.weights[0]) // len(self.features)
+
+    def forward(self) -> tuple[Tensor, list[Tensor]]:
+        """Taps but for their decay, (P D, C, R), and what goes into each sine before its frequency, (P D, R, O)."""
+        x, frequency = self._shared()
+        hidden = []
+        for weight, bias in zip(self.weights, self.biases, strict=False):
+            hidden.append(torch.baddbmm(bias[:, None], x, weight.mT))
+            x = (frequency * hidden[-1]).sin()
+        return self.weights[HIDDEN_LAYERS] @ x.mT, hidden
+
+    def backward(self, slope: Tensor, hidden: list[Tensor]) -> "Networks":
+        """Gradients of all this from that of ``forward``'s first output, (P D, C, R), and its second one."""
+        features, frequency = self._shared()
+        of_weights: list[Tensor] = []
+        of_biases: list[Tensor] = []
+        of_frequency = torch.zeros_like(frequency)
+        for layer in range(HIDDEN_LAYERS, -1, -1):
+            below = (frequency * hidden[layer - 1]).sin() if layer else features
+            if layer == HIDDEN_LAYERS:  # the last matrix gives taps by channel
+                of_weights.append(slope @ below)
+                slope = slope.mT @ self.weights[layer]
+            else:
+                of_biases.append(slope.sum(1))
+                of_weights.append(slope.mT @ below)
+                slope = slope @ self.weights[layer]
+            if layer:
+                slope = slope * (frequency * hidden[layer - 1]).cos()
+                of_frequency += (slope * hidden[layer - 1]).sum(1, keepdim=True)
+                slope = slope * frequency
+        return Networks(
+            slope.unflatten(0, (-1, self.directions)).sum(1),
+            of_frequency.unflatten(0, (-1, self.directions)).sum((1, 2)),
+            of_weights[::-1],
+            of_biases[::-1],
+        )
+
+    def _shared(self) -> tuple[Tensor, Tensor]:
+        """What both directions of a filter share, for each network: (P D, R, E), (P D, 1, O)."""
+        both = self.directions
+        return self.features.repeat_interleave(both, 0), self.frequency.repeat_interleave(both, 0)[:, None]
+
+
+def generate(filters: Sequence[GeneratedFilters], rows: int) -> tuple[Tensor, list[Tensor]]:
+    """The first R taps of several layers, (N, K, D, C, R), and the hidden values of ``Networks.forward``."""
+    first = filters[0]
+    made, hidden = Networks.of([one.sources for one in filters], first.directions, rows).forward()
+    apart = made.unflatten(0, (len(filters), first.count, first.directions))
+    return apart * first.window(rows), hidden
 
 
 def positional_features(length: int, features: int) -> Tensor:
-    """What the network is first told of each place: (L, E), float32."""
+    """What a network is first told of each place: (L, E), float32."""
     bands = (features - 1) // 2
     count = torch.arange(length)[:, None]
     # With the device said: where transformers has built a network in a device's context, torch.linspace forgets it.
