@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cramming.kernels.operands import Convolution, ConvolutionGradients
 from cramming.kernels.reference import SHORT, written_out
+from cramming.kernels.types import as_given
 
 # float32 values of a signal worked on at a time: see architectures/layers/cross_entropy.py.
 CHUNK_VALUES = {"cpu": 1 << 18}
@@ -45,10 +46,16 @@ def points_of(given: Convolution) -> int:
 
 def spectra_of(given: Convolution, points: int) -> Tensor:
     """Transforms of the filters with their biases, laid around circles of n points: -> (K, C, F) complex."""
-    circles = [circle_of(given.taps, given.bias, points)]
-    if given.taps_residual is not None and given.bias_residual is not None:
-        circles.append(circle_of(given.taps_residual, given.bias_residual, points))
-    return torch.fft.rfft(torch.stack(circles))
+    whole = slice(None)
+    return torch.stack([spectrum_of(given, number, whole, points) for number in range(1 if given.u is None else 2)])
+
+
+def spectrum_of(given: Convolution, number: int, part: slice, points: int) -> Tensor:
+    """That of some channels of one filter: -> (c, F) complex."""
+    taps, bias = (given.taps_residual, given.bias_residual) if number else (given.taps, given.bias)
+    assert taps is not None
+    assert bias is not None
+    return torch.fft.rfft(circle_of(taps[:, part], bias[part], points))
 
 
 def circle_of(taps: Tensor, bias: Tensor, points: int) -> Tensor:
@@ -99,12 +106,15 @@ def convolve(given: Convolution) -> Tensor:
     """-> (C, B, S)."""
     work = _Work(given)
     mixed = given.z.new_empty(work.shape)
-    for part in work.parts():
-        _, (first, second, values) = work.short(part)
-        y = work.back(work.there(first, values).mul_(work.of(0, part))).mul_(second)
-        if given.u is not None:
-            y += work.back(work.there(given.u[part]).mul_(work.of(1, part)))
-        mixed[part] = y
+    with as_given(given.z):
+        for part in work.parts():
+            _, (first, second, values) = work.short(part)
+            y = work.back(work.there(first, values).mul_(work.spectrum(0, part)))
+            if given.u is None:
+                torch.mul(y, second, out=mixed[part])
+            else:
+                beside = work.back(work.there(given.u[part]).mul_(work.spectrum(1, part)))
+                torch.addcmul(beside, y, second, out=mixed[part])
     return mixed
 
 
@@ -114,82 +124,90 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
     of_z = torch.empty_like(given.z, memory_format=torch.contiguous_format).unflatten(0, (3, -1))
     of_u = None if u is None else torch.empty_like(u, memory_format=torch.contiguous_format)
     of_weight, of_bias = torch.empty_like(work.weight), torch.empty_like(work.bias)
-    of_circles = work.spectra.real.new_empty(*work.spectra.shape[:2], work.points)
-    for part in work.parts():
-        y = gradient[part].to(work.wide).contiguous()
-        thirds, (first, second, values) = work.short(part)
-        slopes = torch.empty_like(thirds)
-        signal = work.there(first, values)
-        torch.mul(y, work.back(signal * work.of(0, part)), out=slopes[1])
-        incoming = work.there(y, second, masked=False)
-        of_circles[0, part] = work.correlated(signal, incoming)
-        gated = work.back(incoming.mul_(work.of(0, part).conj()), masked=True)
-        torch.mul(gated, values, out=slopes[0])
-        torch.mul(gated, first, out=slopes[2])
-        of_z[:, part] = work.short_back(thirds, slopes, part, of_weight, of_bias)
-        if u is not None and of_u is not None:
-            incoming = work.there(y, masked=False)
-            of_circles[1, part] = work.correlated(work.there(u[part]), incoming)
-            of_u[part] = work.back(incoming.mul_(work.of(1, part).conj()), masked=True)
-    of_taps, of_skip = taps_back(of_circles[0], given.taps, work.shape[2])
-    residual = (None, None)
-    if given.taps_residual is not None:
-        residual = taps_back(of_circles[1], given.taps_residual, work.shape[2])  # type: ignore[assignment]
+    of_taps, of_skip = torch.empty_like(given.taps), torch.empty_like(given.bias)
+    residual = given.taps_residual, given.bias_residual
+    of_residual = tuple(None if filters is None else torch.empty_like(filters) for filters in residual)
+    with as_given(given.z):
+        for part in work.parts():
+            y = gradient[part].to(work.wide)
+            before, (first, second, values) = work.short(part)
+            slopes = work.slopes(part)
+            filters = work.spectrum(0, part)
+            signal = work.there(first, values)
+            torch.mul(y, work.back(signal * filters), out=slopes[1])
+            incoming = work.there(y, second, masked=False)
+            circle = work.correlated(signal, incoming)
+            of_taps[:, part], of_skip[part] = taps_back(circle, given.taps[:, part], work.shape[2])
+            gated = work.back(incoming.mul_(filters.conj_physical_()), masked=True)
+            torch.mul(gated, values, out=slopes[0])
+            torch.mul(gated, first, out=slopes[2])
+            work.short_back(before, slopes, part, (of_z[:, part], of_weight[:, part], of_bias[:, part]))
+            if u is not None:
+                incoming = work.there(y, masked=False)
+                circle = work.correlated(work.there(u[part]), incoming)
+                of_residual[0][:, part], of_residual[1][part] = taps_back(circle, residual[0][:, part], work.shape[2])
+                of_u[part] = work.back(incoming.mul_(work.spectrum(1, part).conj_physical_()), masked=True)
     short = of_weight.view(given.short_weight.shape), of_bias.flatten()
-    return ConvolutionGradients(of_z.flatten(0, 1), of_u, of_taps, residual[0], of_skip, residual[1], *short)
+    return ConvolutionGradients(of_z.flatten(0, 1), of_u, of_taps, of_residual[0], of_skip, of_residual[1], *short)
 
 
 class _Work:
     """The steps of both passes on ``part``, a slice of a few channels c, in the wide type."""
 
     def __init__(self, given: Convolution) -> None:
-        self.wide = given.taps.dtype
+        self.given, self.wide = given, given.taps.dtype
         self.z = given.z.unflatten(0, (3, -1))
         self.shape = self.z.shape[1:]  # C, B, S
         self.weight = given.short_weight.view(3, -1, SHORT)
         self.bias = given.short_bias.view(3, -1)
         self.points = points_of(given)
-        if given.spectra is None:
-            self.spectra = spectra_of(given, self.points)
-        else:
-            self.spectra = torch.view_as_complex(given.spectra)
         self.mask = None if given.mask is None else given.mask.to(self.wide)
-        _, sequences, length = self.shape
+        channels, sequences, length = self.shape
         values = CHUNK_VALUES.get(given.z.device.type, CHUNK_VALUES_ELSEWHERE)
-        self.channels = min(self.shape[0], max(1, values // max(1, sequences * length)))
+        self.channels = min(channels, max(1, values // (sequences * length)))
+        like = {"dtype": self.wide, "device": given.z.device}
         # What a signal is laid out in before its transform; its second part stays zero.
-        self.padded = torch.zeros(self.channels, sequences, self.points, dtype=self.wide, device=given.z.device)
+        self.padded = torch.zeros(self.channels, sequences, self.points, **like)
+        self._thirds = torch.empty(2, 3, self.channels, sequences, length, **like)
 
     def parts(self) -> Iterator[slice]:
         for start in range(0, self.shape[0], self.channels):
             yield slice(start, min(start + self.channels, self.shape[0]))
 
-    def of(self, number: int, part: slice) -> Tensor:
-        """A filter's spectrum, (c, 1, F)."""
-        return self.spectra[number, part, None]
+    def spectrum(self, number: int, part: slice) -> Tensor:
+        """A filter's, (c, 1, F), to be written over."""
+        if self.given.spectra is None:
+            return spectrum_of(self.given, number, part, self.points)[:, None]
+        return torch.view_as_complex(self.given.spectra[number, part])[:, None].clone()
+
+    def slopes(self, part: slice) -> Tensor:
+        """Room for gradients of the three thirds, (3, c, B, S)."""
+        return self._thirds[1, :, : part.stop - part.start]
 
     def short(self, part: slice) -> tuple[Tensor, Tensor]:
         """z before and after the short convolution, 2 x (3, c, B, S)."""
-        before = self.z[:, part].to(self.wide).contiguous()
+        before = self.z[:, part].to(self.wide)
         oldest, older, now = self.weight[:, part, None, None].unbind(-1)
-        after = before * now
+        after = torch.mul(before, now, out=self._thirds[0, :, : part.stop - part.start])
         after += self.bias[:, part, None, None]
         after[..., 1:].addcmul_(before[..., :-1], older)
         after[..., 2:].addcmul_(before[..., :-2], oldest)
         return before, after
 
-    def short_back(self, before: Tensor, slopes: Tensor, part: slice, of_weight: Tensor, of_bias: Tensor) -> Tensor:
-        """Gradient before the short convolution from that after it; those of its weight and bias are written."""
+    def short_back(self, before: Tensor, slopes: Tensor, part: slice, found: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Write gradients of z, of the short convolution's weight and of its bias, from those of what it gave."""
+        of_z, of_weight, of_bias = found
         oldest, older, now = self.weight[:, part, None, None].unbind(-1)
         for tap, lag in enumerate(range(SHORT - 1, -1, -1)):
-            reached = before.shape[-1] - lag
-            product = slopes[..., lag:] * before[..., : max(0, reached)]
-            of_weight[:, part, tap] = product.sum((-2, -1))
-        of_bias[:, part] = slopes.sum((-2, -1))
-        through = slopes * now
+            reached = max(0, before.shape[-1] - lag)
+            of_weight[..., tap] = (slopes[..., lag:] * before[..., :reached]).sum((-2, -1))
+        of_bias.copy_(slopes.sum((-2, -1)))
+        through = of_z if of_z.dtype == self.wide else self._thirds[0, :, : part.stop - part.start]
+        torch.mul(slopes, now, out=through)
         through[..., :-1].addcmul_(slopes[..., 1:], older)
         through[..., :-2].addcmul_(slopes[..., 2:], oldest)
-        return through
+        if through is not of_z:
+            of_z.copy_(through)
 
     def there(self, signal: Tensor, gate: Tensor | None = None, masked: bool = True) -> Tensor:
         """Spectrum of a signal, or of its product with a gate, followed by zeros: (c, B, S) -> (c, B, F)."""
