@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU_FALLBACK := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-full check pipeline bench gpu-report lint lock
+.PHONY: help demo test test-full check pipeline bench gpu-report kernels lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,9 @@ bench: $(STAMP)  ## training steps: share of the limit, and speed beside transfo
 
 gpu-report: $(STAMP)  ## on a GPU machine: its kernels, its tests, all benchmarks, one dated report (25 minutes)
 	@$(BIN)/python benchmarks/gpu_report.py
+
+kernels: $(STAMP)  ## compile the CUDA submodule for all targets; needs nvcc, or pip install '.[kernels]'
+	@$(BIN)/python -m cramming.kernels.build
 
 lint: $(STAMP)  ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .

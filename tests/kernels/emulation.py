@@ -32,6 +32,8 @@ FLAGS = (
     "-std=c++17", "-O2", "-g1", "-fPIC", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-Werror",
     "-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error",
 )  # fmt: skip
+# Of kernels, not of the emulator, which is what its calls reach.
+WATCHED = ("-fsanitize=thread",)
 size, flag, real = ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
@@ -62,11 +64,12 @@ def _object(compiler: str, source: Path) -> Path:
     """A source compiled, under a name that says of what: the folder's headers, the source, compiler and options."""
     headers = sorted({*CSRC.glob("*.h"), *CSRC.glob("*.cuh"), *CSRC.glob("host/*.h"), *source.parent.glob("*.h")})
     written = [path.read_text(encoding="utf-8") for path in (*headers, source)]
-    made = CACHE / f"{source.stem}-{_digest(compiler, *FLAGS, str(source), *written)}.o"
+    flags = FLAGS if source.suffix == ".cpp" else (*FLAGS, *WATCHED)
+    made = CACHE / f"{source.stem}-{_digest(compiler, *flags, str(source), *written)}.o"
     with FileLock(f"{made}.lock"):
         if not made.exists():
             fresh = made.with_suffix(".new")
-            words = [compiler, *FLAGS, "-I", str(CSRC), "-x", "c++", "-c", str(source), "-o", str(fresh)]
+            words = [compiler, *flags, "-I", str(CSRC), "-x", "c++", "-c", str(source), "-o", str(fresh)]
             if "clang" not in compiler:
                 words.insert(1, "-fno-gnu-unique")
             _call(words)
@@ -96,13 +99,15 @@ def run(launcher: Any, *arguments: Any) -> None:
 
 
 def located(why: str) -> str:
-    """A message with the source line in place of the instruction's address, where binutils are at hand."""
-    found = re.search(r"\[(\S+)\+(0x[0-9a-f]+)\]", why)
+    """A message with source lines in place of instructions' addresses, where binutils are at hand."""
     tool = shutil.which("addr2line")
-    if found is None or tool is None:
-        return why
-    done = subprocess.run([tool, "-s", "-e", *found.groups()], capture_output=True, text=True, check=False)
-    return why.replace(found[0], f"({done.stdout.strip()})")
+
+    def line(found: re.Match[str]) -> str:
+        words = [str(tool), "-i", "-s", "-e", *found.groups()]  # and what it was inlined into
+        lines = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split("\n")
+        return f"({next((line for line in lines if line and not line.startswith('simt.')), lines[0])})"
+
+    return why if tool is None else re.sub(r"\[(\S+)\+(0x[0-9a-f]+)\]", line, why)
 
 
 def fenced(made: ctypes.CDLL, tensor: Tensor) -> Tensor:

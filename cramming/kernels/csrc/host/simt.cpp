@@ -1,94 +1,28 @@
 // The scheduler of host/simt.h: fibres, their meetings, shared memory between pages that nothing may touch.
-#include "../device.h"
-
-#include <csetjmp>
-#include <csignal>
-#include <cstdarg>
-#include <cstdint>
 #include <cstdio>
-#include <deque>
-#include <dlfcn.h>
-#include <memory>
-#include <string>
-#include <sys/mman.h>
-#include <ucontext.h>
-#include <unistd.h>
-#include <vector>
+
+#include "state.h"
 
 namespace simt {
+
+std::vector<std::unique_ptr<Thread>> threads;
+Thread* running = nullptr;
+std::unique_ptr<Fenced> shared;
+
 namespace {
 
 constexpr size_t stack_bytes = 128 * 1024;
 constexpr size_t most_shared = 227 * 1024;
 
-// -- memory whose end is followed, and whose beginning preceded, by a page that nothing may touch ----------------------
-
-class Fenced {
-  public:
-    explicit Fenced(size_t bytes) : bytes(bytes), page(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
-        inner = (bytes + page - 1) / page * page;
-        base = static_cast<unsigned char*>(
-            mmap(nullptr, inner + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (base == MAP_FAILED || mprotect(base + page, inner, PROT_READ | PROT_WRITE)) {
-            fprintf(stderr, "no memory for %zu bytes\n", bytes);
-            abort();
-        }
-    }
-    ~Fenced() { munmap(base, inner + 2 * page); }
-    Fenced(const Fenced&) = delete;
-    Fenced& operator=(const Fenced&) = delete;
-
-    unsigned char* begin() const { return base + page + inner - bytes; }
-    unsigned char* end() const { return base + page + inner; }
-    unsigned char* low() const { return base + page; }
-    bool near(const void* address) const {
-        return address >= static_cast<void*>(base) && address < static_cast<void*>(base + inner + 2 * page);
-    }
-
-    const size_t bytes;
-
-  private:
-    const size_t page;
-    size_t inner;
-    unsigned char* base;
-};
-
-// -- the state of one launch -------------------------------------------------------------------------------------------
-
-enum class State { ready, at_barrier, at_meeting, done };
-
-struct Copy {
-    void* to;
-    const void* from;
-    bool valid;
-    Site site;
-};
-
-struct Thread {
-    Place place;
-    int number, lane;
-    State state;
-    bool begun = false;
-    jmp_buf jump;
-    ucontext_t start;
-    std::unique_ptr<Fenced> stack;
-    Site site;  // where it waits
-    Meeting kind;
-    unsigned mask;
-    std::vector<Copy> open;
-    std::deque<std::vector<Copy>> closed;
-};
+// -- the state of a launch ---------------------------------------------------------------------------------------------
 
 struct Warp {
     unsigned char given[32 * exchanged_bytes], found[32 * exchanged_bytes];
 };
 
-std::vector<std::unique_ptr<Thread>> threads;
 std::vector<Warp> warps;
 std::vector<Thread*> ready;
-Thread* running = nullptr;
 int alive, at_barrier;
-std::unique_ptr<Fenced> shared;
 const std::function<void()>* body;
 sigjmp_buf main_jump;
 std::string failure;
@@ -103,20 +37,6 @@ uint64_t draw(uint64_t below) {  // xorshift64*
 const char* base_name(const char* path) {
     const char* const last = strrchr(path, '/');
     return last ? last + 1 : path;
-}
-
-std::string text(const char* format, ...) {
-    char line[512];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    return line;
-}
-
-std::string name(const Thread& thread) {
-    const dim3 &b = thread.place.block, &t = thread.place.thread;
-    return text("block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
 }
 
 const char* name(Meeting kind) {
@@ -137,33 +57,21 @@ std::string waiting(const Thread& thread) {
            text(" (%s:%d)", base_name(thread.site.file), thread.site.line);
 }
 
-[[noreturn]] void end_launch(const std::string& why) {
+}  // namespace
+
+std::string name(const Thread& thread) {
+    const dim3 &b = thread.place.block, &t = thread.place.thread;
+    return text("block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
+}
+
+void end_launch(const std::string& why) {
     failure = why;
     siglongjmp(main_jump, 1);
 }
 
-// -- fibres ------------------------------------------------------------------------------------------------------------
+namespace {
 
-void live() {
-    for (;;) {  // a fibre is kept for the blocks and launches that follow
-        (*body)();
-        Thread& self = *running;
-        if (!self.open.empty() || !self.closed.empty())
-            for (self.closed.push_back(self.open); !self.closed.empty(); self.closed.pop_front())
-                if (!self.closed.front().empty())
-                    fail("returned with a copy (cp_async_16) never waited for", self.closed.front().front().site);
-        self.open.clear();
-        self.state = State::done;
-        alive--;
-        if (alive && at_barrier == alive) {  // those that returned are not waited for
-            at_barrier = 0;
-            for (auto& thread : threads)
-                if (thread->state == State::at_barrier) thread->state = State::ready, ready.push_back(thread.get());
-        }
-        void next();
-        next();
-    }
-}
+// -- fibres ------------------------------------------------------------------------------------------------------------
 
 // Give the processor to another fibre until this one is ready and drawn again.
 void next() {
@@ -179,6 +87,26 @@ void next() {
     setcontext(&running->start);
 }
 
+// All have come to the barrier: they may go on.
+void release() {
+    at_barrier = 0;
+    all_met();
+    for (auto& thread : threads)
+        if (thread->state == State::at_barrier) thread->state = State::ready, ready.push_back(thread.get());
+}
+
+void live() {
+    for (;;) {  // a fibre is kept for the blocks and launches that follow
+        (*body)();
+        Thread& self = *running;
+        never_waited_for(self);
+        self.state = State::done;
+        alive--;
+        if (alive && at_barrier == alive) release();  // those that returned are not waited for
+        next();
+    }
+}
+
 void begin(Thread& thread) {
     if (!thread.stack) thread.stack = std::make_unique<Fenced>(stack_bytes);
     getcontext(&thread.start);
@@ -189,65 +117,12 @@ void begin(Thread& thread) {
     thread.begun = false;
 }
 
-// -- a kernel's mistakes that the processor notices --------------------------------------------------------------------
-
-alignas(16) unsigned char signal_stack[64 * 1024];
-
-void on_signal(int number, siginfo_t* info, void* context) {
-    const char* what = "made an operation without a meaning (out of a local array, a pointer not aligned to its type)";
-    std::string where;
-    if (number == SIGFPE) what = "divided an integer by zero";
-    if (number == SIGSEGV || number == SIGBUS) {
-        const unsigned char* const address = static_cast<unsigned char*>(info->si_addr);
-        what = "touched an address that belongs to no buffer";
-        if (shared && shared->near(address)) {
-            what = "left the shared memory";
-            where = text(": byte %td of %zu", address - shared->begin(), shared->bytes);
-        } else if (running && running->stack->near(address)) {
-            what = "used more than its stack";
-        }
-    }
-    const void* instruction = nullptr;
-#if defined(__x86_64__)
-    instruction = reinterpret_cast<void*>(static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP]);
-#elif defined(__aarch64__)
-    instruction = reinterpret_cast<void*>(static_cast<ucontext_t*>(context)->uc_mcontext.pc);
-#endif
-    (void)context;
-    Dl_info library;
-    if (instruction && dladdr(instruction, &library))
-        where += text(" [%s+0x%tx]", library.dli_fname,
-                      static_cast<const char*>(instruction) - static_cast<const char*>(library.dli_fbase));
-    end_launch(name(*running) + " " + what + where);
-}
-
-constexpr int watched[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
-
-struct Watch {
-    struct sigaction before[5];
-    stack_t stack_before;
-
-    Watch() {
-        stack_t stack = {};
-        stack.ss_sp = signal_stack;
-        stack.ss_size = sizeof signal_stack;
-        sigaltstack(&stack, &stack_before);
-        struct sigaction action = {};
-        action.sa_sigaction = on_signal;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        for (int n = 0; n < 5; n++) sigaction(watched[n], &action, &before[n]);
-    }
-    ~Watch() {
-        for (int n = 0; n < 5; n++) sigaction(watched[n], &before[n], nullptr);
-        sigaltstack(&stack_before, nullptr);
-    }
-};
-
 // -- blocks ------------------------------------------------------------------------------------------------------------
 
 void run_block(dim3 at, dim3 grid, dim3 block) {
     memset(shared->begin(), 0xff, shared->bytes);  // NaN in each of the types
     memset(shared->low(), 0xa5, static_cast<size_t>(shared->begin() - shared->low()));
+    begin_block_of_accesses();
     ready.clear();
     at_barrier = 0;
     alive = static_cast<int>(threads.size());
@@ -298,11 +173,7 @@ void block_barrier(Site site) {
             if (other->state == State::at_barrier && other->site.line != site.line)
                 fail(("reached a barrier while " + waiting(*other)).c_str(), site);
     self.state = State::at_barrier;
-    if (++at_barrier == alive) {
-        at_barrier = 0;
-        for (auto& thread : threads)
-            if (thread->state == State::at_barrier) thread->state = State::ready, ready.push_back(thread.get());
-    }
+    if (++at_barrier == alive) release();
     next();
 }
 
@@ -321,16 +192,17 @@ void meet(Meeting kind, unsigned mask, const void* given, size_t given_bytes, vo
         if (number >= threads.size()) fail(text("names lane %d of a warp that has fewer", lane).c_str(), site);
         const Thread& other = *threads[number];
         if (other.state == State::done) fail(("meets lanes of which " + waiting(other)).c_str(), site);
-        if (other.state != State::at_meeting) {
-            all = false;
-        } else if (other.kind != kind || other.mask != mask || other.site.line != site.line) {
+        const bool same = other.kind == kind && other.mask == mask && other.site.line == site.line;
+        if (other.state == State::at_meeting && same) continue;
+        all = false;
+        if (other.state == State::at_meeting && (other.mask >> self.lane & 1))  // it waits for this one in vain
             fail((std::string("is at ") + name(kind) + text(" with the mask 0x%08x while ", mask) + waiting(other) +
                   text(" with 0x%08x", other.mask)).c_str(), site);
-        }
     }
     self.state = State::at_meeting;
     if (all) {
         exchange(warp.given, warp.found, mask);
+        lanes_met(first, mask);
         for (int lane = 0; lane < 32; lane++)
             if (mask >> lane & 1) {
                 Thread& other = *threads[static_cast<size_t>(first + lane)];
@@ -354,58 +226,6 @@ unsigned ballot(unsigned mask, bool vote, Site site) {
          },
          site);
     return found;
-}
-
-static void check_shared(const void* pointer, const char* what, Site site) {
-    const auto* const at = static_cast<const unsigned char*>(pointer);
-    if (at < shared->begin() || at + 16 > shared->end())
-        fail(text("%s at byte %td of %zu in shared memory", what, at - shared->begin(), shared->bytes).c_str(), site);
-    if (reinterpret_cast<uintptr_t>(at) % 16) fail(text("%s: not aligned to 16 bytes", what).c_str(), site);
-}
-
-void ldmatrix(uint32_t (&r)[4], const void* row, bool transposed, Site site) {
-    struct Given {
-        const unsigned char* row;
-        bool transposed;
-    };
-    check_shared(row, "ldmatrix", site);
-    const Given given = {static_cast<const unsigned char*>(row), transposed};
-    meet(Meeting::ldmatrix, ~0u, &given, sizeof given, r, sizeof r,
-         [](const unsigned char* given, unsigned char* found, unsigned) {
-             for (int lane = 0; lane < 32; lane++)
-                 for (int matrix = 0; matrix < 4; matrix++)
-                     for (int half = 0; half < 2; half++) {
-                         int line = lane / 4, column = lane % 4 * 2 + half;
-                         Given of;
-                         memcpy(&of, given, sizeof of);
-                         if (of.transposed) line = lane % 4 * 2 + half, column = lane / 4;
-                         memcpy(&of, given + (matrix * 8 + line) * exchanged_bytes, sizeof of);
-                         memcpy(found + lane * exchanged_bytes + matrix * 4 + half * 2, of.row + 2 * column, 2);
-                     }
-         },
-         site);
-}
-
-void copy_later(void* to, const void* from, bool valid, Site site) {
-    check_shared(to, "cp_async_16", site);
-    if (valid && reinterpret_cast<uintptr_t>(from) % 16) fail("cp_async_16: source not aligned to 16 bytes", site);
-    memset(to, 0xff, 16);  // undefined until it is waited for
-    running->open.push_back({to, from, valid, site});
-}
-
-void close_copies() {
-    running->closed.push_back(std::move(running->open));
-    running->open.clear();
-}
-
-void wait_for_copies(int groups_left) {
-    while (running->closed.size() > static_cast<size_t>(groups_left)) {
-        for (const Copy& copy : running->closed.front()) {
-            if (copy.valid) memcpy(copy.to, copy.from, 16);
-            else memset(copy.to, 0, 16);
-        }
-        running->closed.pop_front();
-    }
 }
 
 const char* launch_block_by_block(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -441,6 +261,7 @@ const char* launch_block_by_block(dim3 grid, dim3 block, size_t shared_bytes, co
                       static_cast<unsigned>(n / grid.x / grid.y));
         run_block(at, grid, block);
         if (!failure.empty()) {
+            forget_accesses();
             threads.clear();  // their stacks stand in the middle of a kernel
             return failure.c_str();
         }
@@ -455,8 +276,4 @@ const char* launch_block_by_block(dim3 grid, dim3 block, size_t shared_bytes, co
 extern "C" {
 void simt_seed(uint64_t seed) { simt::seed = seed; }
 void simt_shared_limit(uint64_t bytes) { simt::shared_most = bytes; }
-// Memory with its end at a page that nothing may touch: what is read or written behind it ends a launch.
-void* simt_fenced(uint64_t bytes) { return new simt::Fenced(bytes); }
-void* simt_fenced_begin(void* fenced) { return static_cast<simt::Fenced*>(fenced)->begin(); }
-void simt_fenced_end(void* fenced) { delete static_cast<simt::Fenced*>(fenced); }
 }

@@ -229,7 +229,7 @@ struct Fragments {
 
 // d += a b from the fragments of 32 lanes, sums in float32 in the order of k.
 template <typename T>
-void multiply(const unsigned char* given, unsigned char* found, unsigned) {
+__attribute__((no_sanitize("thread"))) void multiply(const unsigned char* given, unsigned char* found, unsigned) {
     float a[16][16], b[16][8];
     Fragments lanes[32];
     for (int lane = 0; lane < 32; lane++) {
