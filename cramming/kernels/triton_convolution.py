@@ -21,6 +21,7 @@ from cramming.kernels.operands import Convolution, ConvolutionGradients
 from cramming.kernels.triton_products import no_device
 
 LEAST = 16  # sides of the smallest tile of a product
+WHOLE = 128  # positions up to which, in 16 bits, a program takes whole sequences, in one product
 # Positions up to which, in 16 bits, every tile of outputs works its gated signal out again rather than read it.
 FUSED = 512
 PROGRAMS = 1024  # what lag_products is split into where channels are few: about four rounds of the largest GPUs
@@ -43,16 +44,20 @@ def mix_tiles(dtype: torch.dtype, sequences: int, length: int) -> Tiles:
     """
     if dtype == torch.float32:
         return Tiles(_up_to(32, sequences), _up_to(64, length), LEAST, 4, 2)
-    if length <= 128:
-        return Tiles(_up_to(64, sequences), _up_to(128, length), _up_to(64, length), 4, 2)
-    return Tiles(_up_to(64, sequences), 128 if length > FUSED else 256, 64, 4 if length > FUSED else 8, 2)
+    if length <= WHOLE:
+        return Tiles(_up_to(32, sequences), _up_to(WHOLE, length), _up_to(WHOLE, length), 4, 2)
+    if length <= FUSED:
+        return Tiles(_up_to(32, sequences), 256, 64, 8, 2)
+    return Tiles(_up_to(64, sequences), 128, 64, 8, 3)
 
 
 def slopes_tiles(dtype: torch.dtype, sequences: int, length: int) -> Tiles:
     """Tiles of ``slopes``, which holds several tiles of float32 at once."""
     if dtype == torch.float32:
         return Tiles(LEAST, _up_to(64, length), LEAST, 4, 2)
-    return Tiles(_up_to(64, sequences), _up_to(128, length), _up_to(64, length), 8, 2)
+    if length <= WHOLE:
+        return Tiles(_up_to(32, sequences), _up_to(WHOLE, length), _up_to(WHOLE, length), 4, 2)
+    return Tiles(_up_to(32, sequences), 128, 64, 8, 2)
 
 
 def lag_tiles(dtype: torch.dtype, length: int) -> Tiles:
@@ -77,7 +82,9 @@ def convolve(given: Convolution) -> Tensor:
     with torch.cuda.device_of(out):
         lags = work.lags(tiles, tiles.positions)
         gated = given.z.dtype == torch.float32 or work.length > FUSED
-        signal = work.gate()[0] if gated else out
+        signal = torch.empty_like(out) if gated else out
+        if gated:
+            work.gate(signal)
         positions, sequences = triton.cdiv(work.length, tiles.positions), triton.cdiv(work.sequences, tiles.rows)
         work.launch(
             kernels.mix,
@@ -85,6 +92,7 @@ def convolve(given: Convolution) -> Tensor:
             tiles,
             (work.z, work.u, signal, work.mask, lags.main, lags.residual, *work.skips, *work.short, out),
             (*work.shape, positions, sequences, lags.width, lags.origin, *work.reaches),
+            WHOLE=work.whole(tiles),
             GATED=gated,
             RESIDUAL=work.residual,
             MASKED=work.masked,
@@ -100,10 +108,13 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
     work = _Work(given)
     gradient = gradient.to(given.z.dtype).contiguous()
     tiles = slopes_tiles(given.z.dtype, work.sequences, work.length)
-    of_z, of_weight, of_bias = (torch.empty_like(part) for part in (work.z, *work.short))
+    of_z, of_weight, of_bias, of_skip = (torch.empty_like(part) for part in (work.z, *work.short, work.skips[0]))
     of_u = torch.empty_like(work.u) if work.residual else None
     with torch.cuda.device_of(of_z):
-        signal, incoming = work.gate(gradient)
+        whole = work.whole(tiles)
+        signal, incoming = torch.empty_like(gradient), torch.empty_like(gradient)
+        if not whole:
+            work.gate(signal, gradient, incoming)
         # The short convolution's transpose needs two positions of the next tile: tiles overlap by what stays aligned.
         step = tiles.positions if work.length <= tiles.positions else tiles.positions - LEAST
         positions, sequences = triton.cdiv(work.length, step), triton.cdiv(work.sequences, tiles.rows)
@@ -117,6 +128,7 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
             (work.z, gradient, signal, incoming, work.mask, lags.main, flipped.main, flipped.residual),
             (*work.skips, *work.short, of_z, of_z if of_u is None else of_u, sums),
             (*work.shape, positions, sequences, lags.width, lags.origin, *work.reaches),
+            WHOLE=whole,
             RESIDUAL=work.residual,
             MASKED=work.masked,
             ROWS=tiles.rows,
@@ -125,13 +137,15 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
             DEPTH=tiles.depth,
         )
         kernels.sum_short[(work.channels,)](
-            sums, of_weight, of_bias, work.channels, programs, ROWS=16, BLOCK=16, num_warps=1
+            sums, of_weight, of_bias, of_skip, work.channels, programs, ROWS=16, BLOCK=16, num_warps=1
         )
-        of_taps, of_skip = work.taps_back(given.taps, signal, incoming, masked=False)
-        residual: tuple[Tensor | None, Tensor | None] = (None, None)
-        if given.taps_residual is not None:
-            residual = work.taps_back(given.taps_residual, work.u, gradient, masked=work.masked)
-    return ConvolutionGradients(of_z, of_u, of_taps, residual[0], of_skip, residual[1], of_weight, of_bias)
+        of_taps = work.taps_back(given.taps, signal, incoming, masked=False)
+        if given.taps_residual is None:
+            return ConvolutionGradients(of_z, None, of_taps, None, of_skip, None, of_weight, of_bias)
+        of_residual = work.taps_back(given.taps_residual, work.u, gradient, masked=work.masked)
+        # The skip is another tap at lag 0, and here nothing was rounded before the products.
+        of_skips = of_skip, of_residual[0, :, 0].clone()
+    return ConvolutionGradients(of_z, of_u, of_taps, of_residual, *of_skips, of_weight, of_bias)
 
 
 class _Lags(NamedTuple):
@@ -184,27 +198,29 @@ class _Work:
             made.append(lags)
         return _Lags(made[0], made[-1], width, origin)
 
-    def gate(self, gradient: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """s, and the gradient times x2 where there is one: 2 x (C, B, S), in z's type."""
+    def whole(self, tiles: Tiles) -> bool:
+        """Whether a program takes whole sequences, in one product."""
+        return self.length <= tiles.positions == tiles.depth
+
+    def gate(self, signal: Tensor, gradient: Tensor | None = None, incoming: Tensor | None = None) -> None:
+        """Write s, and the gradient times x2 where there is one: (C, B, S), in z's type."""
         tiles = Tiles(min(16, triton.next_power_of_2(self.sequences)), _up_to(128, self.length), 0, 4, 1)
-        signal = torch.empty_like(self.z[: self.channels])
-        incoming = signal if gradient is None else torch.empty_like(signal)
+        back = gradient is not None
         positions, sequences = triton.cdiv(self.length, tiles.positions), triton.cdiv(self.sequences, tiles.rows)
         self.launch(
             kernels.gate,
             self.channels * positions * sequences,
             tiles,
-            (self.z, signal if gradient is None else gradient, self.mask, *self.short, signal, incoming),
+            (self.z, gradient if back else signal, self.mask, *self.short, signal, incoming if back else signal),
             (*self.shape, positions, sequences),
-            BACK=gradient is not None,
+            BACK=back,
             MASKED=self.masked,
             ROWS=tiles.rows,
             POSITIONS=tiles.positions,
         )
-        return signal, incoming
 
-    def taps_back(self, taps: Tensor, signal: Tensor, incoming: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
-        """Gradients of taps (D, C, R) and their bias (C,) from what they were applied to and what comes back."""
+    def taps_back(self, taps: Tensor, signal: Tensor, incoming: Tensor, masked: bool) -> Tensor:
+        """The gradient of taps (D, C, R) from what they were applied to and what comes back."""
         tiles = lag_tiles(signal.dtype, self.length)
         directions, _, rows = taps.shape
         block = tiles.positions
@@ -226,11 +242,10 @@ class _Work:
             DEPTH=tiles.depth,
         )
         of_taps = torch.empty_like(taps, memory_format=torch.contiguous_format)
-        of_skip = taps.new_empty(self.channels)
         kernels.sum_lags[triton.cdiv(rows, block), directions, self.channels](
-            parts, of_taps, of_skip, self.channels, rows, directions, self.length, reach, splits, BLOCK=block
+            parts, of_taps, self.channels, rows, directions, self.length, reach, splits, BLOCK=block
         )
-        return of_taps, of_skip
+        return of_taps
 
 
 def _up_to(most: int, size: int) -> int:

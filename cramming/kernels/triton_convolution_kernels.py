@@ -25,7 +25,7 @@ import triton.language as tl
 from cramming.kernels.triton_products import narrowed, product
 
 COPIES = tl.constexpr(4)  # 8 bytes of 16-bit taps at a time
-SUMS = tl.constexpr(12)  # of a program of ``slopes``: of three thirds, three taps and the bias
+SUMS = tl.constexpr(13)  # of a program of ``slopes``: of three thirds, three taps and the bias; of the skip
 
 
 @triton.jit
@@ -143,10 +143,11 @@ def _long(
 def mix(
     z, u, signal, mask, lags, lags_residual, skip, skip_residual, weight, bias, out,
     C, B, S, positions, sequences, WIDTH, ORIGIN, behind, ahead, behind_residual, ahead_residual,
-    GATED: tl.constexpr, RESIDUAL: tl.constexpr, MASKED: tl.constexpr,
+    WHOLE: tl.constexpr, GATED: tl.constexpr, RESIDUAL: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, POSITIONS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """y (C, B, S): all of the operation where GATED is false; else s is read from ``signal``, made by ``gate``.
+    """y (C, B, S). s is read from ``signal``, made by ``gate``, where GATED; else it is worked out, and where WHOLE, a
+    sequence being no longer than a tile, only once.
 
     ``behind`` and ``ahead``: how far back a position sees by this filter, and how far on. Bytes of a position and
     channel, 16-bit: 8 read and 2 written, and 2 more read where GATED; operations 2 S a filter.
@@ -159,32 +160,42 @@ def mix(
     there = rows[:, None] & (t < S)[None, :]
     BS = B.to(tl.int64) * S
     channel_lags = channel * COPIES * WIDTH
-    acc = tl.zeros((ROWS, POSITIONS), tl.float32)
+    present = _present(mask, row, t, there, MASKED)
     low = tl.maximum(tile * POSITIONS - behind, 0) // DEPTH * DEPTH
     high = tl.minimum(tile * POSITIONS + POSITIONS + ahead, S)
-    if GATED:
-        acc = _long(
-            signal + channel * BS, mask, lags + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN, False,
-            DEPTH,
-        )  # fmt: skip
+    if WHOLE:
+        made = _gated(z, weight, bias, channel, C, BS, row, t, present)
+        part = narrowed(made, z.dtype.element_ty)
+        tap = _toeplitz(lags + channel_lags, t, t, WIDTH, ORIGIN)
+        acc = product(part, tap, tl.load(skip + channel) * made)
     else:
-        for start in range(low, high, DEPTH):
-            j = start + tl.arange(0, DEPTH)
-            present = _present(mask, row, j, rows[:, None] & (j < S)[None, :], MASKED)
-            made = _gated(z, weight, bias, channel, C, BS, row, j, present)
-            part = narrowed(made, z.dtype.element_ty)
-            acc = product(part, _toeplitz(lags + channel_lags, j, t, WIDTH, ORIGIN), acc)
-    present = _present(mask, row, t, there, MASKED)
-    acc += tl.load(skip + channel) * _gated(z, weight, bias, channel, C, BS, row, t, present)
+        acc = tl.zeros((ROWS, POSITIONS), tl.float32)
+        if GATED:
+            acc = _long(
+                signal + channel * BS, mask, lags + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN,
+                False, DEPTH,
+            )  # fmt: skip
+        else:
+            for start in range(low, high, DEPTH):
+                j = start + tl.arange(0, DEPTH)
+                seen = _present(mask, row, j, rows[:, None] & (j < S)[None, :], MASKED)
+                made = _gated(z, weight, bias, channel, C, BS, row, j, seen)
+                part = narrowed(made, z.dtype.element_ty)
+                acc = product(part, _toeplitz(lags + channel_lags, j, t, WIDTH, ORIGIN), acc)
+        acc += tl.load(skip + channel) * _gated(z, weight, bias, channel, C, BS, row, t, present)
     place = C + channel
     acc *= _short(z + place * BS, weight + place * 3, bias + place, row, t, there)
     if RESIDUAL:
-        low = tl.maximum(tile * POSITIONS - behind_residual, 0) // DEPTH * DEPTH
-        high = tl.minimum(tile * POSITIONS + POSITIONS + ahead_residual, S)
-        acc = _long(
-            u + channel * BS, mask, lags_residual + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN,
-            MASKED, DEPTH,
-        )  # fmt: skip
+        if WHOLE:
+            part = tl.load(u + channel * BS + row[:, None] + t[None, :], mask=present, other=0.0)
+            acc = product(part, _toeplitz(lags_residual + channel_lags, t, t, WIDTH, ORIGIN), acc)
+        else:
+            low = tl.maximum(tile * POSITIONS - behind_residual, 0) // DEPTH * DEPTH
+            high = tl.minimum(tile * POSITIONS + POSITIONS + ahead_residual, S)
+            acc = _long(
+                u + channel * BS, mask, lags_residual + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN,
+                MASKED, DEPTH,
+            )  # fmt: skip
         acc += tl.load(skip_residual + channel) * _tile(u + channel * BS, row, t, present)
     at = channel * BS + row[:, None] + t[None, :]
     tl.store(out + at, narrowed(acc, out.dtype.element_ty), mask=there)
@@ -228,14 +239,15 @@ def slopes(
     z, gradient, signal, incoming, mask, lags, flipped, flipped_residual, skip, skip_residual, weight, bias,
     of_z, of_u, sums,
     C, B, S, positions, sequences, WIDTH, ORIGIN, behind, ahead, behind_residual, ahead_residual,
-    RESIDUAL: tl.constexpr, MASKED: tl.constexpr,
+    WHOLE: tl.constexpr, RESIDUAL: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, POSITIONS: tl.constexpr, STEP: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """of_z (3C, B, S), of_u (C, B, S) and sums (programs, SUMS) from gradient, and ``signal``, ``incoming`` of ``gate``.
+    """of_z (3C, B, S), of_u (C, B, S) and sums (programs, SUMS) from gradient, and ``signal``, ``incoming`` of ``gate``,
+    which it writes itself where WHOLE, a sequence being no longer than a tile.
 
     The transpose of the short convolution needs the two positions behind each: where a sequence is longer than a
     program's POSITIONS, programs stand STEP apart and overlap, and each writes what it owns, its first STEP. Bytes of a
-    position and channel, 16-bit: 12 read and 8 written; operations 2 S for each of three products.
+    position and channel, 16-bit: 12 read and 8 written, where WHOLE 8 and 12; operations 2 S for each of three products.
     """
     tile, group, channel = _program(positions, sequences)
     local = tl.arange(0, POSITIONS)
@@ -253,53 +265,75 @@ def slopes(
     third = 2 * C + channel
     sums += tl.program_id(0).to(tl.int64) * SUMS
 
-    low = tl.maximum(tile * STEP - behind, 0) // DEPTH * DEPTH
-    high = tl.minimum(tile * STEP + POSITIONS + ahead, S)
-    acc = tl.zeros((ROWS, POSITIONS), tl.float32)
-    acc = _long(
-        signal + here, mask, lags + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN, False, DEPTH
-    )
-    acc += tl.load(skip + channel) * _gated(z, weight, bias, channel, C, BS, row, t, present)
+    at = here + row[:, None] + t[None, :]
+    if WHOLE:
+        made = _gated(z, weight, bias, channel, C, BS, row, t, present)
+        part = narrowed(made, signal.dtype.element_ty)
+        tl.store(signal + at, part, mask=there)
+        tap = _toeplitz(lags + channel_lags, t, t, WIDTH, ORIGIN)
+        acc = product(part, tap, tl.load(skip + channel) * made)
+    else:
+        low = tl.maximum(tile * STEP - behind, 0) // DEPTH * DEPTH
+        high = tl.minimum(tile * STEP + POSITIONS + ahead, S)
+        acc = tl.zeros((ROWS, POSITIONS), tl.float32)
+        acc = _long(
+            signal + here, mask, lags + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN, False, DEPTH
+        )
+        acc += tl.load(skip + channel) * _gated(z, weight, bias, channel, C, BS, row, t, present)
     acc *= _tile(gradient + here, row, t, there)
     _short_back(
         z + place * BS, weight + place * 3, acc, of_z + place * BS, sums + 4, row, t, local, there, owned, POSITIONS
     )
 
-    low = tl.maximum(tile * STEP - ahead, 0) // DEPTH * DEPTH
-    high = tl.minimum(tile * STEP + POSITIONS + behind, S)
-    acc = tl.zeros((ROWS, POSITIONS), tl.float32)
-    acc = _long(
-        incoming + here, mask, flipped + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN, False, DEPTH
-    )
-    second = _short(z + place * BS, weight + place * 3, bias + place, row, t, there)
-    acc += tl.load(skip + channel) * (second * _tile(gradient + here, row, t, there))
+    if WHOLE:
+        back = _short(z + place * BS, weight + place * 3, bias + place, row, t, there)
+        back *= _tile(gradient + here, row, t, there)
+        part = narrowed(back, incoming.dtype.element_ty)
+        tl.store(incoming + at, part, mask=there)
+        tap = _toeplitz(flipped + channel_lags, t, t, WIDTH, ORIGIN)
+        acc = product(part, tap, tl.load(skip + channel) * back)
+    else:
+        low = tl.maximum(tile * STEP - ahead, 0) // DEPTH * DEPTH
+        high = tl.minimum(tile * STEP + POSITIONS + behind, S)
+        acc = tl.zeros((ROWS, POSITIONS), tl.float32)
+        acc = _long(
+            incoming + here, mask, flipped + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN, False, DEPTH
+        )
+        back = _short(z + place * BS, weight + place * 3, bias + place, row, t, there)
+        back *= _tile(gradient + here, row, t, there)
+        acc += tl.load(skip + channel) * back
     acc = tl.where(present, acc, 0.0)
+    first = _short(z + here, weight + channel * 3, bias + channel, row, t, there)
     values = _short(z + third * BS, weight + third * 3, bias + third, row, t, there)
+    tl.store(sums + 12, _total(tl.where(owned & present, first * values * back, 0.0)))
     _short_back(
         z + here, weight + channel * 3, acc * values, of_z + here, sums, row, t, local, there, owned, POSITIONS
     )
-    first = _short(z + here, weight + channel * 3, bias + channel, row, t, there)
     _short_back(
         z + third * BS, weight + third * 3, acc * first, of_z + third * BS, sums + 8, row, t, local, there, owned,
         POSITIONS,
     )  # fmt: skip
 
     if RESIDUAL:
-        low = tl.maximum(tile * STEP - ahead_residual, 0) // DEPTH * DEPTH
-        high = tl.minimum(tile * STEP + POSITIONS + behind_residual, S)
         acc = tl.zeros((ROWS, POSITIONS), tl.float32)
-        acc = _long(
-            gradient + here, mask, flipped_residual + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN,
-            False, DEPTH,
-        )  # fmt: skip
+        if WHOLE:
+            part = tl.load(gradient + at, mask=there, other=0.0)
+            acc = product(part, _toeplitz(flipped_residual + channel_lags, t, t, WIDTH, ORIGIN), acc)
+        else:
+            low = tl.maximum(tile * STEP - ahead_residual, 0) // DEPTH * DEPTH
+            high = tl.minimum(tile * STEP + POSITIONS + behind_residual, S)
+            acc = _long(
+                gradient + here, mask, flipped_residual + channel_lags, acc, row, rows, t, S, low, high, WIDTH, ORIGIN,
+                False, DEPTH,
+            )  # fmt: skip
         acc += tl.load(skip_residual + channel) * _tile(gradient + here, row, t, there)
         acc = tl.where(present, acc, 0.0)
-        tl.store(of_u + here + row[:, None] + t[None, :], narrowed(acc, of_u.dtype.element_ty), mask=owned)
+        tl.store(of_u + at, narrowed(acc, of_u.dtype.element_ty), mask=owned)
 
 
 @triton.jit
-def sum_short(sums, of_weight, of_bias, C, programs, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """sums (C, programs, SUMS) of ``slopes`` -> gradients of short_weight (3C, 3) and short_bias (3C,).
+def sum_short(sums, of_weight, of_bias, of_skip, C, programs, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """sums (C, programs, SUMS) of ``slopes`` -> gradients of short_weight (3C, 3), short_bias (3C,) and bias (C,).
 
     Programs: channels. BLOCK: a power of two, SUMS or more; ROWS: of sums at a time.
     """
@@ -312,8 +346,9 @@ def sum_short(sums, of_weight, of_bias, C, programs, ROWS: tl.constexpr, BLOCK: 
         acc += tl.load(at, mask=(row < programs)[:, None] & (what < SUMS)[None, :], other=0.0)
     total = tl.sum(acc, 0)
     place = (what // 4) * C + channel
-    tl.store(of_weight + place * 3 + what % 4, total, mask=(what < SUMS) & (what % 4 < 3))
-    tl.store(of_bias + place, total, mask=(what < SUMS) & (what % 4 == 3))
+    tl.store(of_weight + place * 3 + what % 4, total, mask=(what < SUMS - 1) & (what % 4 < 3))
+    tl.store(of_bias + place, total, mask=(what < SUMS - 1) & (what % 4 == 3))
+    tl.store(of_skip + channel + what * 0, total, mask=what == SUMS - 1)
 
 
 @triton.jit
@@ -363,8 +398,8 @@ def lag_products(
 
 
 @triton.jit
-def sum_lags(parts, of_taps, of_skip, C, R, D, S, reach, splits, BLOCK: tl.constexpr):
-    """parts of ``lag_products`` -> gradients of taps (D, C, R) and of the skip, which is that of lag 0, (C,).
+def sum_lags(parts, of_taps, C, R, D, S, reach, splits, BLOCK: tl.constexpr):
+    """parts of ``lag_products`` -> the gradient of taps (D, C, R).
 
     Lags that no pair of positions has get zero. Programs: blocks of taps, directions, channels.
     """
@@ -384,4 +419,3 @@ def sum_lags(parts, of_taps, of_skip, C, R, D, S, reach, splits, BLOCK: tl.const
         beside = exists & (distance + 1 >= 0) & (distance + 1 <= 2 * reach)
         total += tl.load(at + (distance + 1) * 2 * BLOCK + BLOCK, mask=beside, other=0.0)
     tl.store(of_taps + (direction * C + channel) * R + tap, total, mask=tap < R)
-    tl.store(of_skip + channel + tap * 0, total, mask=(tap == 0) & (direction == 0))
