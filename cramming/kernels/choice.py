@@ -18,6 +18,7 @@ from torch import nn
 from cramming.kernels import backends
 from cramming.kernels.operands import Convolution
 from cramming.kernels.selftest import ConvolutionSizes, GluSizes, Sizes, self_test
+from cramming.out_of_memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 PREFERRED = ("cuda", "triton", "torch")  # of those that are as fast
@@ -203,14 +204,24 @@ def _measured(
     failed: dict[str, str] = {}
     rounds: dict[str, list[float]] = {}
     with torch.no_grad():
-        given = sizes.operands(dtype, device)
+        try:
+            given = sizes.operands(dtype, device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return {}, {}
         works = {name: _work(op, name, given) for name in names}
         for name, work in works.items():
             try:
                 for _ in range(_WARM_UP):
                     work()
-            except RuntimeError as error:  # such as memory that does not suffice
+            except Exception as error:  # whatever it is: another backend does the work, and the log says why
+                full = isinstance(error, RuntimeError) and is_out_of_memory(error)
+                if name == "torch" and not full:
+                    raise
                 failed[name] = str(error).strip().partition("\n")[0]
+                if not full:
+                    backends.refuse(op, name, device, dtype, failed[name])
             else:
                 rounds[name] = []
         for _ in range(_ROUNDS):

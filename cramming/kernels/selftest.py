@@ -24,8 +24,9 @@ from cramming.kernels.operands import Convolution, Glu
 BOUNDS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 # Positions up to which the definition is asked, which takes O(S^2); beyond, transforms in float64, which tests hold to
 # it within 1e-12.
-_WRITTEN_OUT = 640
-_CHANNELS, _SEQUENCES, _TOKENS = 8, 2, 160  # of a run's own sizes at most so many are tried
+_WRITTEN_OUT = 400
+# Of a run's own sizes at most so many are tried: enough for the tiles that a kernel takes for many.
+_CHANNELS, _SEQUENCES, _POSITIONS, _TOKENS = 8, 65, 1 << 14, 257
 
 
 class ConvolutionSizes(NamedTuple):
@@ -47,8 +48,8 @@ class ConvolutionSizes(NamedTuple):
 
     def small(self) -> "ConvolutionSizes":
         """As long, of fewer channels and sequences."""
-        few = min(self.channels, _CHANNELS), min(self.sequences, _SEQUENCES)
-        return self._replace(channels=few[0], sequences=few[1], masked=True)
+        sequences = min(self.sequences, _SEQUENCES, max(2, _POSITIONS // self.length))
+        return self._replace(channels=min(self.channels, _CHANNELS), sequences=sequences, masked=True)
 
     def operands(self, dtype: torch.dtype, device: torch.device) -> Convolution:
         """Random ones, the same every time."""

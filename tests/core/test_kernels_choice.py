@@ -280,6 +280,23 @@ def test_what_fails_is_not_timed(pretend: Pretend) -> None:
     assert found.backend == "torch"
     assert "cuda: out of memory" in found.why
     assert "triton: its test failed" in found.why
+    assert {name for _, name, *_ in backends._refused} == {"triton"}, "smaller passes may have the memory"
+
+
+def test_what_fails_at_the_size_of_the_run_is_refused_for_good(pretend: Pretend) -> None:
+    class OutOfResources(Exception):  # noqa: N818 (its name there)
+        """As a compiler of kernels has it."""
+
+    def large(given: Any) -> Tensor:
+        if given.z.shape[0] == 3 * HERE[CONVOLUTION].channels:  # not in its test
+            raise OutOfResources("shared memory, required: 300000")
+        return torch_convolution.convolve(given)
+
+    clock = Clock(cuda=1.0, triton=2.0, torch=3.0)
+    found = clock.chosen(pretend, cuda=clock.backend("cuda", convolve=large))
+    assert found.backend == "triton"
+    assert found.why.endswith("; cuda: shared memory, required: 300000")
+    assert {name for _, name, *_ in backends._refused} == {"cuda"}
 
 
 # ---- sizes, names, what a run keeps ----

@@ -81,6 +81,7 @@ def test_every_family_takes_a_step_at_every_kind(family: str, kind: str, spans: 
     moved = [n for n, t in state(final).items() if not torch.equal(t, final["first"][n])]
     assert any("embed" in name for name in moved)
     assert any(name.startswith(final["updater"].model.last_layer) for name in moved)
+    assert ("kernels" in result.versions) == (family == "m2_tiny")
 
 
 # What may change a result
