@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-
 LEGEND = "registers of a thread; + bytes of them spilled, written and read; / bytes of shared memory a kernel fixes"
 
 

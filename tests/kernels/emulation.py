@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -112,12 +113,12 @@ def located(why: str) -> str:
 
 def fenced(made: ctypes.CDLL, tensor: Tensor) -> Tensor:
     """The same values, contiguous, ending at a page that nothing may touch: to read or write behind them is found.
-
-    The memory is not given back: tests are short.
     """
     count = tensor.numel() * tensor.element_size()
-    place = made.simt_fenced_begin(ctypes.c_void_p(made.simt_fenced(ctypes.c_uint64(count))))
-    flat = torch.frombuffer((ctypes.c_uint8 * max(count, 1)).from_address(place), dtype=torch.uint8, count=count)
+    place = ctypes.c_void_p(made.simt_fenced(ctypes.c_uint64(count)))
+    memory = (ctypes.c_uint8 * max(count, 1)).from_address(made.simt_fenced_begin(place))
+    weakref.finalize(memory, made.simt_fenced_end, place)
+    flat = torch.frombuffer(memory, dtype=torch.uint8, count=count)
     return flat.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 

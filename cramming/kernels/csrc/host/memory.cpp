@@ -308,4 +308,5 @@ void __tsan_vptr_update(void**, void*) {}
 // Memory with its end at a page that nothing may touch: what is read or written behind it ends a launch.
 void* simt_fenced(uint64_t bytes) { return new simt::Fenced(bytes); }
 void* simt_fenced_begin(void* fenced) { return static_cast<simt::Fenced*>(fenced)->begin(); }
+void simt_fenced_end(void* fenced) { delete static_cast<simt::Fenced*>(fenced); }
 }
