@@ -46,22 +46,25 @@ def points_of(given: Convolution) -> int:
 
 def spectra_of(given: Convolution, points: int) -> Tensor:
     """Transforms of the filters with their biases, laid around circles of n points: -> (K, C, F) complex."""
-    whole = slice(None)
-    return torch.stack([spectrum_of(given, number, whole, points) for number in range(1 if given.u is None else 2)])
+    filters = (filter_of(given, number) for number in range(1 if given.u is None else 2))
+    return torch.stack([torch.fft.rfft(circle_of(*one, points)) for one in filters])
 
 
-def spectrum_of(given: Convolution, number: int, part: slice, points: int) -> Tensor:
-    """That of some channels of one filter: -> (c, F) complex."""
+def filter_of(given: Convolution, number: int) -> tuple[Tensor, Tensor]:
+    """Taps and bias of a filter."""
     taps, bias = (given.taps_residual, given.bias_residual) if number else (given.taps, given.bias)
     assert taps is not None
     assert bias is not None
-    return torch.fft.rfft(circle_of(taps[:, part], bias[part], points))
+    return taps, bias
 
 
-def circle_of(taps: Tensor, bias: Tensor, points: int) -> Tensor:
-    """(D, C, R), (C,) -> (C, n): lag d of the forward direction lies at d, lag -d, backward tap d - 1, at n - d."""
+def circle_of(taps: Tensor, bias: Tensor, points: int, room: Tensor | None = None) -> Tensor:
+    """(D, C, R), (C,) -> (C, n): lag d of the forward direction lies at d, lag -d, backward tap d - 1, at n - d.
+
+    ``room``: one such circle, of the same D and R, to be written over; what lies between its taps is zero already.
+    """
     rows = min(taps.shape[-1], points // 2)
-    circle = taps.new_zeros(taps.shape[1], points)
+    circle = taps.new_zeros(taps.shape[1], points) if room is None else room
     circle[:, :rows] = taps[0, :, :rows]
     circle[:, 0] += bias
     if taps.shape[0] == 2:
@@ -70,19 +73,20 @@ def circle_of(taps: Tensor, bias: Tensor, points: int) -> Tensor:
     return circle
 
 
-def taps_back(circle: Tensor, taps: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Gradients of taps and bias from that of their circle: (C, n), (D, C, R) -> (D, C, R), (C,).
+def taps_back(circle: Tensor, length: int, of_taps: Tensor, of_bias: Tensor) -> None:
+    """Write gradients of taps and bias, (D, C, R) and (C,), from that of their circle, (C, n).
 
     Lags that no pair of positions has get zero, not the rounding of transforms: an optimizer that divides by the size
     of gradients would make steps of it.
     """
-    found = torch.zeros_like(taps)
-    rows = min(taps.shape[-1], length)
-    found[0, :, :rows] = circle[:, :rows]
-    if taps.shape[0] == 2:
-        reach = min(taps.shape[-1], length - 1)
-        found[1, :, :reach] = circle[:, circle.shape[-1] - reach :].flip(-1)
-    return found, circle[:, 0].clone()
+    reach = min(of_taps.shape[-1], length)
+    of_taps[0, :, :reach] = circle[:, :reach]
+    of_taps[0, :, reach:] = 0
+    if of_taps.shape[0] == 2:
+        reach = min(of_taps.shape[-1], length - 1)
+        of_taps[1, :, :reach] = circle[:, circle.shape[-1] - reach :].flip(-1)
+        of_taps[1, :, reach:] = 0
+    of_bias.copy_(circle[:, 0])
 
 
 def composed(given: Convolution) -> Tensor:
@@ -125,8 +129,9 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
     of_u = None if u is None else torch.empty_like(u, memory_format=torch.contiguous_format)
     of_weight, of_bias = torch.empty_like(work.weight), torch.empty_like(work.bias)
     of_taps, of_skip = torch.empty_like(given.taps), torch.empty_like(given.bias)
-    residual = given.taps_residual, given.bias_residual
-    of_residual = tuple(None if filters is None else torch.empty_like(filters) for filters in residual)
+    of_taps_residual, of_skip_residual = (
+        None if part is None else torch.empty_like(part) for part in (given.taps_residual, given.bias_residual)
+    )
     with as_given(given.z):
         for part in work.parts():
             y = gradient[part].to(work.wide)
@@ -137,18 +142,18 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
             torch.mul(y, work.back(signal * filters), out=slopes[1])
             incoming = work.there(y, second, masked=False)
             circle = work.correlated(signal, incoming)
-            of_taps[:, part], of_skip[part] = taps_back(circle, given.taps[:, part], work.shape[2])
+            taps_back(circle, work.shape[2], of_taps[:, part], of_skip[part])
             gated = work.back(incoming.mul_(filters.conj_physical_()), masked=True)
             torch.mul(gated, values, out=slopes[0])
             torch.mul(gated, first, out=slopes[2])
             work.short_back(before, slopes, part, (of_z[:, part], of_weight[:, part], of_bias[:, part]))
-            if u is not None:
+            if u is not None and of_u is not None and of_taps_residual is not None and of_skip_residual is not None:
                 incoming = work.there(y, masked=False)
                 circle = work.correlated(work.there(u[part]), incoming)
-                of_residual[0][:, part], of_residual[1][part] = taps_back(circle, residual[0][:, part], work.shape[2])
+                taps_back(circle, work.shape[2], of_taps_residual[:, part], of_skip_residual[part])
                 of_u[part] = work.back(incoming.mul_(work.spectrum(1, part).conj_physical_()), masked=True)
     short = of_weight.view(given.short_weight.shape), of_bias.flatten()
-    return ConvolutionGradients(of_z.flatten(0, 1), of_u, of_taps, of_residual[0], of_skip, of_residual[1], *short)
+    return ConvolutionGradients(of_z.flatten(0, 1), of_u, of_taps, of_taps_residual, of_skip, of_skip_residual, *short)
 
 
 class _Work:
@@ -165,10 +170,10 @@ class _Work:
         channels, sequences, length = self.shape
         values = CHUNK_VALUES.get(given.z.device.type, CHUNK_VALUES_ELSEWHERE)
         self.channels = min(channels, max(1, values // (sequences * length)))
-        like = {"dtype": self.wide, "device": given.z.device}
         # What a signal is laid out in before its transform; its second part stays zero.
-        self.padded = torch.zeros(self.channels, sequences, self.points, **like)
-        self._thirds = torch.empty(2, 3, self.channels, sequences, length, **like)
+        self.padded = torch.zeros(self.channels, sequences, self.points, dtype=self.wide, device=given.z.device)
+        self._circles: dict[int, Tensor] = {}
+        self._thirds = self.padded.new_empty(2, 3, self.channels, sequences, length)
 
     def parts(self) -> Iterator[slice]:
         for start in range(0, self.shape[0], self.channels):
@@ -176,9 +181,13 @@ class _Work:
 
     def spectrum(self, number: int, part: slice) -> Tensor:
         """A filter's, (c, 1, F), to be written over."""
-        if self.given.spectra is None:
-            return spectrum_of(self.given, number, part, self.points)[:, None]
-        return torch.view_as_complex(self.given.spectra[number, part])[:, None].clone()
+        if self.given.spectra is not None:
+            return torch.view_as_complex(self.given.spectra[number, part])[:, None].clone()
+        taps, bias = filter_of(self.given, number)
+        if number not in self._circles:
+            self._circles[number] = taps.new_zeros(self.channels, self.points)
+        room = self._circles[number][: part.stop - part.start]
+        return torch.fft.rfft(circle_of(taps[:, part], bias[part], self.points, room))[:, None]
 
     def slopes(self, part: slice) -> Tensor:
         """Room for gradients of the three thirds, (3, c, B, S)."""
@@ -231,4 +240,5 @@ class _Work:
 
         2 x (c, B, F) -> (c, n): conj(signal) * other, summed over sequences, transformed back.
         """
-        return torch.fft.irfft(signal.conj_physical_().mul_(other).sum(1), self.points)
+        product = signal.conj_physical_().mul_(other)
+        return torch.fft.irfft(product.sum(1) if product.shape[1] > 1 else product[:, 0], self.points)
