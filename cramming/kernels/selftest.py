@@ -20,8 +20,10 @@ from torch import Tensor
 from cramming.kernels import backends, reference, torch_convolution
 from cramming.kernels.operands import Convolution, Glu
 
-# ||found - exact|| / ||exact||, of the output and of each gradient.
-BOUNDS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+# ||found - exact|| / ||exact||, of the output and of each gradient: what tests hold backends to, and half as much more
+# in 16 bits, whose rounding alone is nearly all of that (3.9e-3 in bfloat16, of the 4e-3 that tests allow): a kernel
+# that is wrong is further away, and one that is right must not be refused for its luck with these draws.
+BOUNDS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1.5e-3}
 # Positions up to which the definition is asked, which takes O(S^2); beyond, transforms in float64, which tests hold to
 # it within 1e-12.
 _WRITTEN_OUT = 400
