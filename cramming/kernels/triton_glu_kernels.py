@@ -4,6 +4,7 @@ Shape legend: ``operands.py``. A program has a tile of TT tokens and works throu
 that are no powers of two are cut into two that are, the second of which may reach beyond and is then masked. All sizes
 are known as a kernel is compiled, but for the number of tokens.
 """
+# ruff: noqa: E741, N803, N806 -- what is known as a kernel is compiled has capitals
 
 import triton
 import triton.language as tl

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import laws
-from tests.kernels.kernel_cases import GluCase, hold_glu
-
 pytest.importorskip("triton")
 
 from cramming.kernels import block_diagonal_glu, triton_glu
 from cramming.kernels.operands import Glu
+from tests.kernels import laws
+from tests.kernels.kernel_cases import GluCase, hold_glu
 
 pytestmark = pytest.mark.gpu
 

@@ -1,6 +1,6 @@
 """``block_diagonal_glu`` by Triton, interpreted where there is no GPU: the definition, at sizes that divide nothing."""
+# ruff: noqa: E402 -- nothing of this is imported where there is no Triton
 
-import itertools
 import logging
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_it_is_the_definition_in_16_bits(case: GluCase, dtype: torch.dtype, pass
 def test_it_is_the_definition_at_many_sizes(
     layout: tuple[int, int], inputs: int, tokens: int, dtype: torch.dtype, passes: str
 ) -> None:
-    for inner, outputs in itertools.product((7, 16, 40), (5, 32)):
+    for inner, outputs in ((7, 5), (40, 32)):
         pairs, blocks = layout
         width = inner * blocks // pairs
         case = GluCase(tokens, inputs, width, outputs, pairs, blocks, biased=tokens != 17, strided=inputs == 24)
@@ -129,7 +129,7 @@ def test_a_block_depends_on_its_own_inputs_only(passes: str) -> None:
 
 
 def test_the_same_bits_at_every_call_and_whether_kept_or_not(passes: str) -> None:
-    operands = CASES[2].operands(torch.float16, DEVICE)
+    operands = CASES[4].operands(torch.float16, DEVICE)
     glu = Glu(*(None if part is None else part.detach() for part in operands))
     (once, kept), (alone, nothing) = triton_glu.glu_forward(glu, True), triton_glu.glu_forward(glu, False)
     again, kept_again = triton_glu.glu_forward(glu, True)
@@ -163,11 +163,11 @@ def test_gradients_are_of_gates_rounded_as_they_were_kept() -> None:
 
 
 @triton.jit
-def _spread(x, near, bent, EXACT: tl.constexpr, SIZE: tl.constexpr):
-    places = tl.arange(0, SIZE)
+def _spread(x, near, bent, exact: tl.constexpr, size: tl.constexpr):
+    places = tl.arange(0, size)
     values = tl.load(x + places)
-    tl.store(near + places, beyond(values, EXACT))
-    tl.store(bent + places, gelu(values, EXACT))
+    tl.store(near + places, beyond(values, exact))
+    tl.store(bent + places, gelu(values, exact))
 
 
 @pytest.mark.parametrize(("exact", "tail", "absolute"), [(False, 1e-5, 1e-6), (True, None, 3e-7)])
@@ -216,7 +216,6 @@ def test_it_obeys_what_every_backend_does() -> None:
     laws.takes_autocasts_type(op, "triton", DEVICE)
     laws.can_be_differentiated_twice(op, "triton", DEVICE)
     laws.takes_nothing(op, "triton", DEVICE)
-    laws.can_be_compiled(op, torch.bfloat16, "triton", DEVICE)
 
 
 @pytest.mark.full
@@ -235,4 +234,5 @@ def test_sizes_that_every_backend_is_asked(case: GluCase, dtype: torch.dtype, pa
 
 @pytest.mark.full
 def test_torch_finds_it_in_order() -> None:
+    laws.can_be_compiled(laws.OPS[1], torch.bfloat16, "triton", DEVICE)
     laws.torch_finds_it_in_order(laws.OPS[1], torch.float32, "triton", DEVICE)
