@@ -211,12 +211,13 @@ class _M2(Encoder):
         filters = [blocks[layer].mixer.filters for layer in self.active_layers]
         if not filters:
             return {}
-        if torch.compiler.is_compiling():  # a graph that is exported is for sequences of any length
+        if torch.compiler.is_exporting():  # a graph for sequences of any length, which keeps nothing
             made = [Filters(taps) for taps in generate(filters, filters[0].length)[0]]
         else:
             made = self._filters(filters, groups_of(layout).members if layout.grouped else (layout,))
         return {layer: (one,) for layer, one in zip(self.active_layers, made, strict=True)}
 
+    @torch.compiler.disable  # what is kept is no part of a graph
     def _filters(self, filters: list[GeneratedFilters], grids: Sequence[Group | Layout]) -> list[Filters]:
         """Of these layers, for grids of different lengths."""
         length, longest = max(grid.length for grid in grids), filters[0].length

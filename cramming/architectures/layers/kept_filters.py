@@ -27,7 +27,6 @@ class KeptFilters:
         # By taps. They are powers of two but for the longest, so all take less than twice as much as that one.
         self._made: dict[int, _Made] = {}
 
-    @torch.compiler.disable
     def of(self, filters: Sequence[GeneratedFilters], length: int, points: Sequence[int] = ()) -> list[Filters]:
         """What each of these layers convolves with; gradients go on to its weights.
 
