@@ -15,7 +15,6 @@ in that file, too, as it was after the latest stage. The most wanted numbers com
 import datetime
 import importlib.util
 import io
-import re
 import shlex
 import signal
 import sys
@@ -39,6 +38,7 @@ from cramming.cli import run_command
 from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.interruption import Interrupted
+from cramming.kernels import toolchain
 from cramming.suggest import nearest
 
 FAMILIES = ("bert", "mosaic", "modern", "crammed", "m2")
@@ -130,10 +130,14 @@ def _not_installed(packages: tuple[str, ...]) -> str:
 
 
 def _kernels() -> Stage:
-    has = re.search(r"^kernels:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
-    return Stage(
-        "kernels", ("make", "kernels"), 120, 600, "" if has else "the Makefile has no target kernels", writes=False
-    )
+    """The CUDA submodule for the GPUs that are here, by this interpreter: the report installs nothing."""
+    lacking = "" if torch.cuda.is_available() else "there is no GPU here to compile for"
+    try:
+        toolchain.located()
+    except UserError as error:
+        lacking = str(error)
+    command = (sys.executable, "-m", "cramming.kernels.build", "archs=native")
+    return Stage("kernels", command, 60, 480, lacking, writes=False)
 
 
 def _tests(name: str, files: list[str], expected_s: float) -> Stage:

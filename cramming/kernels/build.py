@@ -104,9 +104,10 @@ def _build(
         words = toolchain.compile_words(nvcc, unit, Path("made.o"), archs, info, threads=1)
         stamp = sources.digest_of(nvcc.version, *words, unit.read_text("utf-8"), *shared)
         made = objects / f"{unit.name}-{stamp}.o"
-        threads = max(1, jobs // len(units))
+        threads = min(jobs, len(archs))
         calls[unit] = made, toolchain.compile_words(nvcc, unit, made.with_suffix(".new"), archs, info, threads)
     due = {unit: call for unit, call in calls.items() if not (call[0].exists() and _log_of(call[0]).exists())}
+    due = dict(sorted(due.items(), key=lambda item: -item[0].stat().st_size))  # the longest first
     progress.stage("compiling", sum(unit.stat().st_size for unit in due), "B") if due else None
     with ThreadPoolExecutor(max(1, min(jobs, len(due)))) as pool:
         begun = {pool.submit(_compile, *call, options.verbose, progress): unit for unit, call in due.items()}

@@ -54,15 +54,25 @@ def candidates() -> Iterator[Path]:
     yield Path("/usr/local/cuda/bin/nvcc")
 
 
-def compiler() -> Compiler:
+def located() -> Path:
     """The first nvcc there is.
 
     Raises:
-        UserError: there is none, or it does not run.
+        UserError: there is none.
     """
     path = next((path for path in candidates() if os.access(path, os.X_OK) and path.is_file()), None)
     if path is None:
         raise UserError(f"no nvcc on PATH, in CUDA_HOME, /usr/local/cuda or Python's packages: {INSTALL}")
+    return path
+
+
+def compiler() -> Compiler:
+    """The first nvcc there is, and what it can do.
+
+    Raises:
+        UserError: there is none, or it does not run.
+    """
+    path = located()
     said = _output([str(path), "--version"])
     version = re.search(r"release (\d+\.\d+)", said)
     if version is None:

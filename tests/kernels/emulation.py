@@ -112,8 +112,7 @@ def located(why: str) -> str:
 
 
 def fenced(made: ctypes.CDLL, tensor: Tensor) -> Tensor:
-    """The same values, contiguous, ending at a page that nothing may touch: to read or write behind them is found.
-    """
+    """The same values, contiguous, ending at a page that nothing may touch: to read or write behind them is found."""
     count = tensor.numel() * tensor.element_size()
     place = ctypes.c_void_p(made.simt_fenced(ctypes.c_uint64(count)))
     memory = (ctypes.c_uint8 * max(count, 1)).from_address(made.simt_fenced_begin(place))

@@ -117,6 +117,13 @@ def test_channels_at_a_time_change_nothing(length: int, channels: int, monkeypat
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_kept_spectra_of_another_size_are_refused() -> None:
+    operands = laws.some("gated_long_conv", torch.float32)
+    said = r"spectra has the shape \(2, 5, 65, 2\): beside z \(15, 3, 40\) and taps \(2, 5, 23\) .* \(2, 5, 33, 2\)"
+    with pytest.raises(ValueError, match=said):
+        gated_long_conv(*operands, spectra=torch.zeros(2, 5, 65, 2), backend="torch")
+
+
 def test_sizes_of_transforms() -> None:
     for length in range(1, 70):
         for rows in (1, 7, 64, 1000):
