@@ -1,6 +1,6 @@
 """``gated_long_conv`` by Toeplitz products in Triton: for short lengths on a GPU, right at every length, no build step.
 
-Shape legend: ``operands.py``; the kernels and their data are in ``triton_convolution_kernels.py``.
+Shape legend: ``operands.py``; the kernels are in ``triton_convolution_kernels.py`` and ``triton_convolution_sums.py``.
 
 Operations grow with S^2, so beyond 500 or 1,000 positions transforms are faster. Where memory is the limit, a position
 and channel of 16 bits cost 10 bytes forward up to ``FUSED`` positions (14 beyond) of the 10 that are needed, and 40
@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from cramming.kernels import triton_convolution_kernels as kernels
+from cramming.kernels import triton_convolution_sums as sums
 from cramming.kernels.operands import Convolution, ConvolutionGradients
 from cramming.kernels.triton_products import no_device
 
@@ -40,7 +41,7 @@ class Tiles(NamedTuple):
 def mix_tiles(dtype: torch.dtype, sequences: int, length: int) -> Tiles:
     """Tiles of ``mix``.
 
-    float32 has no tensor cores: a thread multiplies operands that it holds whole, so that sums are taken in short parts.
+    float32 has no tensor cores: a thread multiplies operands that it holds whole, so sums are taken in short parts.
     """
     if dtype == torch.float32:
         return Tiles(_up_to(32, sequences), _up_to(64, length), LEAST, 4, 2)
@@ -52,11 +53,15 @@ def mix_tiles(dtype: torch.dtype, sequences: int, length: int) -> Tiles:
 
 
 def slopes_tiles(dtype: torch.dtype, sequences: int, length: int) -> Tiles:
-    """Tiles of ``slopes``, which holds several tiles of float32 at once."""
+    """Tiles of ``slopes``, which holds several tiles of float32 at once.
+
+    Where rows are not aligned each element is loaded by itself, and addresses take registers: more threads share them.
+    """
     if dtype == torch.float32:
         return Tiles(LEAST, _up_to(64, length), LEAST, 4, 2)
     if length <= WHOLE:
-        return Tiles(_up_to(32, sequences), _up_to(WHOLE, length), _up_to(WHOLE, length), 4, 2)
+        warps = 8 if length % LEAST else 4
+        return Tiles(_up_to(32, sequences), _up_to(WHOLE, length), _up_to(WHOLE, length), warps, 2)
     return Tiles(_up_to(32, sequences), 128, 64, 8, 2)
 
 
@@ -114,19 +119,19 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
         whole = work.whole(tiles)
         signal, incoming = torch.empty_like(gradient), torch.empty_like(gradient)
         if not whole:
-            work.gate(signal, gradient, incoming)
+            work.gate(signal, (gradient, incoming))
         # The short convolution's transpose needs two positions of the next tile: tiles overlap by what stays aligned.
         step = tiles.positions if work.length <= tiles.positions else tiles.positions - LEAST
         positions, sequences = triton.cdiv(work.length, step), triton.cdiv(work.sequences, tiles.rows)
         programs = positions * sequences
-        sums = torch.empty(work.channels, programs, kernels.SUMS.value, device=of_z.device)
+        partial = torch.empty(work.channels, programs, kernels.SUMS.value, device=of_z.device)
         lags, flipped = work.lags(tiles, step), work.lags(tiles, step, flipped=True)
         work.launch(
             kernels.slopes,
             work.channels * programs,
             tiles,
             (work.z, gradient, signal, incoming, work.mask, lags.main, flipped.main, flipped.residual),
-            (*work.skips, *work.short, of_z, of_z if of_u is None else of_u, sums),
+            (*work.skips, *work.short, of_z, of_z if of_u is None else of_u, partial),
             (*work.shape, positions, sequences, lags.width, lags.origin, *work.reaches),
             WHOLE=whole,
             RESIDUAL=work.residual,
@@ -136,8 +141,8 @@ def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
             STEP=step,
             DEPTH=tiles.depth,
         )
-        kernels.sum_short[(work.channels,)](
-            sums, of_weight, of_bias, of_skip, work.channels, programs, ROWS=16, BLOCK=16, num_warps=1
+        sums.sum_short[(work.channels,)](
+            partial, of_weight, of_bias, of_skip, work.channels, programs, ROWS=16, BLOCK=16, num_warps=1
         )
         of_taps = work.taps_back(given.taps, signal, incoming, masked=False)
         if given.taps_residual is None:
@@ -175,7 +180,9 @@ class _Work:
             skips.append(given.bias_residual.contiguous())
         self.skips = skips[0], skips[-1]
         both = self.taps[0], self.taps[-1]
-        self.reaches = tuple(reach for taps in both for reach in (taps.shape[2] - 1, (taps.shape[0] - 1) * taps.shape[2]))
+        self.reaches = tuple(
+            reach for taps in both for reach in (taps.shape[2] - 1, (taps.shape[0] - 1) * taps.shape[2])
+        )
 
     def launch(
         self, kernel: Any, programs: int, tiles: Tiles, *operands: tuple[Tensor | int, ...], **fixed: int | bool
@@ -202,18 +209,18 @@ class _Work:
         """Whether a program takes whole sequences, in one product."""
         return self.length <= tiles.positions == tiles.depth
 
-    def gate(self, signal: Tensor, gradient: Tensor | None = None, incoming: Tensor | None = None) -> None:
-        """Write s, and the gradient times x2 where there is one: (C, B, S), in z's type."""
+    def gate(self, signal: Tensor, back: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write s, and from the first of ``back``, the gradient, its product with x2 into the second: (C, B, S)."""
         tiles = Tiles(min(16, triton.next_power_of_2(self.sequences)), _up_to(128, self.length), 0, 4, 1)
-        back = gradient is not None
+        gradient, incoming = back or (signal, signal)
         positions, sequences = triton.cdiv(self.length, tiles.positions), triton.cdiv(self.sequences, tiles.rows)
         self.launch(
             kernels.gate,
             self.channels * positions * sequences,
             tiles,
-            (self.z, gradient if back else signal, self.mask, *self.short, signal, incoming if back else signal),
+            (self.z, gradient, self.mask, *self.short, signal, incoming),
             (*self.shape, positions, sequences),
-            BACK=back,
+            BACK=back is not None,
             MASKED=self.masked,
             ROWS=tiles.rows,
             POSITIONS=tiles.positions,
@@ -232,7 +239,7 @@ class _Work:
         share = _to(triton.cdiv(pairs, splits), tiles.depth)
         parts = torch.empty(splits, self.channels, distances, 2, block, device=signal.device)
         self.launch(
-            kernels.lag_products,
+            sums.lag_products,
             distances * self.channels * splits,
             tiles,
             (signal, incoming, self.mask, parts),
@@ -242,7 +249,7 @@ class _Work:
             DEPTH=tiles.depth,
         )
         of_taps = torch.empty_like(taps, memory_format=torch.contiguous_format)
-        kernels.sum_lags[triton.cdiv(rows, block), directions, self.channels](
+        sums.sum_lags[triton.cdiv(rows, block), directions, self.channels](
             parts, of_taps, self.channels, rows, directions, self.length, reach, splits, BLOCK=block
         )
         return of_taps

@@ -1,5 +1,7 @@
 """Kernels of ``gated_long_conv`` by Toeplitz products; ``triton_convolution`` launches them.
 
+Those that end the gradients of filters are in ``triton_convolution_sums.py``.
+
 A channel's signals are a (B, S) matrix, and its long convolution is a product of that matrix with a Toeplitz one,
 (S, S), whose tiles are read from the taps and never exist in memory as a whole:
 
@@ -18,6 +20,7 @@ float32 beside the product: within tap 0 it would be rounded with it.
 What must not be read is masked in every load, and what does not exist is zero: positions outside of the sequence,
 sequences beyond the last, masked tokens in s and u. Sums are float32, in an order that depends on sizes alone.
 """
+# ruff: noqa: N803, N806 -- sizes, and what is known as a kernel is compiled, have capitals
 
 import triton
 import triton.language as tl
@@ -63,7 +66,7 @@ def _tile(signal, row, t, there):
 
 
 @triton.jit
-def _present(mask, row, t, there, MASKED: tl.constexpr):
+def present_of(mask, row, t, there, MASKED: tl.constexpr):
     """Tile of which positions the long convolutions see."""
     if MASKED:
         return there & (tl.load(mask + row[:, None] + t[None, :], mask=there, other=0) != 0)
@@ -104,7 +107,7 @@ def gate(
     C, B, S, positions, sequences,
     BACK: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """signal = s, and where BACK incoming = gradient x2, what the long convolution's output gets: (C, B, S) of z's type.
+    """signal = s, and where BACK incoming = gradient x2, the slope at the long convolution's output: (C, B, S).
 
     Bytes of a position and channel, 16-bit: 4 read and 2 written, twice where BACK.
     """
@@ -114,7 +117,7 @@ def gate(
     row = b.to(tl.int64) * S
     there = (b < B)[:, None] & (t < S)[None, :]
     BS = B.to(tl.int64) * S
-    made = _gated(z, weight, bias, channel, C, BS, row, t, _present(mask, row, t, there, MASKED))
+    made = _gated(z, weight, bias, channel, C, BS, row, t, present_of(mask, row, t, there, MASKED))
     at = channel * BS + row[:, None] + t[None, :]
     tl.store(signal + at, narrowed(made, signal.dtype.element_ty), mask=there)
     if BACK:
@@ -133,7 +136,7 @@ def _long(
     for start in range(low, high, DEPTH):
         j = start + tl.arange(0, DEPTH)
         there = rows[:, None] & (j < S)[None, :]
-        present = _present(mask, row, j, there, MASKED)
+        present = present_of(mask, row, j, there, MASKED)
         part = tl.load(signal + row[:, None] + j[None, :], mask=present, other=0.0)
         acc = product(part, _toeplitz(lags, j, t, WIDTH, ORIGIN), acc)
     return acc
@@ -160,7 +163,7 @@ def mix(
     there = rows[:, None] & (t < S)[None, :]
     BS = B.to(tl.int64) * S
     channel_lags = channel * COPIES * WIDTH
-    present = _present(mask, row, t, there, MASKED)
+    present = present_of(mask, row, t, there, MASKED)
     low = tl.maximum(tile * POSITIONS - behind, 0) // DEPTH * DEPTH
     high = tl.minimum(tile * POSITIONS + POSITIONS + ahead, S)
     if WHOLE:
@@ -178,7 +181,7 @@ def mix(
         else:
             for start in range(low, high, DEPTH):
                 j = start + tl.arange(0, DEPTH)
-                seen = _present(mask, row, j, rows[:, None] & (j < S)[None, :], MASKED)
+                seen = present_of(mask, row, j, rows[:, None] & (j < S)[None, :], MASKED)
                 made = _gated(z, weight, bias, channel, C, BS, row, j, seen)
                 part = narrowed(made, z.dtype.element_ty)
                 acc = product(part, _toeplitz(lags + channel_lags, j, t, WIDTH, ORIGIN), acc)
@@ -242,12 +245,14 @@ def slopes(
     WHOLE: tl.constexpr, RESIDUAL: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, POSITIONS: tl.constexpr, STEP: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """of_z (3C, B, S), of_u (C, B, S) and sums (programs, SUMS) from gradient, and ``signal``, ``incoming`` of ``gate``,
-    which it writes itself where WHOLE, a sequence being no longer than a tile.
+    """of_z (3C, B, S), of_u (C, B, S) and sums (programs, SUMS) from gradient, ``signal`` and ``incoming`` of ``gate``.
+
+    The last two it writes itself where WHOLE, a sequence being no longer than a tile.
 
     The transpose of the short convolution needs the two positions behind each: where a sequence is longer than a
-    program's POSITIONS, programs stand STEP apart and overlap, and each writes what it owns, its first STEP. Bytes of a
-    position and channel, 16-bit: 12 read and 8 written, where WHOLE 8 and 12; operations 2 S for each of three products.
+    program's POSITIONS, programs stand STEP apart and overlap, and each writes what it owns, its first STEP. Bytes of
+    a position and channel, 16-bit: 12 read and 8 written, where WHOLE 8 and 12; operations 2 S in each of three
+    products.
     """
     tile, group, channel = _program(positions, sequences)
     local = tl.arange(0, POSITIONS)
@@ -257,7 +262,7 @@ def slopes(
     rows = b < B
     there = rows[:, None] & (t < S)[None, :]
     owned = there & (local < STEP)[None, :]
-    present = _present(mask, row, t, there, MASKED)
+    present = present_of(mask, row, t, there, MASKED)
     BS = B.to(tl.int64) * S
     here = channel * BS
     channel_lags = channel * COPIES * WIDTH
@@ -306,9 +311,7 @@ def slopes(
     first = _short(z + here, weight + channel * 3, bias + channel, row, t, there)
     values = _short(z + third * BS, weight + third * 3, bias + third, row, t, there)
     tl.store(sums + 12, _total(tl.where(owned & present, first * values * back, 0.0)))
-    _short_back(
-        z + here, weight + channel * 3, acc * values, of_z + here, sums, row, t, local, there, owned, POSITIONS
-    )
+    _short_back(z + here, weight + channel * 3, acc * values, of_z + here, sums, row, t, local, there, owned, POSITIONS)
     _short_back(
         z + third * BS, weight + third * 3, acc * first, of_z + third * BS, sums + 8, row, t, local, there, owned,
         POSITIONS,
@@ -329,93 +332,3 @@ def slopes(
         acc += tl.load(skip_residual + channel) * _tile(gradient + here, row, t, there)
         acc = tl.where(present, acc, 0.0)
         tl.store(of_u + at, narrowed(acc, of_u.dtype.element_ty), mask=owned)
-
-
-@triton.jit
-def sum_short(sums, of_weight, of_bias, of_skip, C, programs, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """sums (C, programs, SUMS) of ``slopes`` -> gradients of short_weight (3C, 3), short_bias (3C,) and bias (C,).
-
-    Programs: channels. BLOCK: a power of two, SUMS or more; ROWS: of sums at a time.
-    """
-    channel = tl.program_id(0).to(tl.int64)
-    what = tl.arange(0, BLOCK)
-    acc = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in range(0, programs, ROWS):
-        row = start + tl.arange(0, ROWS)
-        at = sums + (channel * programs + row)[:, None] * SUMS + what[None, :]
-        acc += tl.load(at, mask=(row < programs)[:, None] & (what < SUMS)[None, :], other=0.0)
-    total = tl.sum(acc, 0)
-    place = (what // 4) * C + channel
-    tl.store(of_weight + place * 3 + what % 4, total, mask=(what < SUMS - 1) & (what % 4 < 3))
-    tl.store(of_bias + place, total, mask=(what < SUMS - 1) & (what % 4 == 3))
-    tl.store(of_skip + channel + what * 0, total, mask=what == SUMS - 1)
-
-
-@triton.jit
-def lag_products(
-    signal, incoming, mask, parts,
-    C, B, S, blocks, reach, splits, rows_of_split,
-    MASKED: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Sums of signal[b, t - d] incoming[b, t] for the lags d of two neighbouring blocks: parts (splits, C, 2 reach + 1, 2, BLOCK).
-
-    Positions lie in ``blocks`` blocks of BLOCK. For a distance a, -reach .. reach, a program adds up, over its share of
-    all sequences b and pairs of blocks (i, i - a), P[q, r] = incoming[b, i BLOCK + q] signal[b, (i - a) BLOCK + r]: a
-    product whose summed side is the list of (b, i). P's diagonals are the lags a BLOCK + q - r: parts[.., 0, l] is lag
-    a BLOCK + l, parts[.., 1, l] is lag (a - 1) BLOCK + l. Programs: distances, then channels, then splits. Bytes of a
-    position and channel, 16-bit: 4 read; operations 2 S.
-    """
-    number = tl.program_id(0)
-    distance = number % (2 * reach + 1) - reach
-    rest = number // (2 * reach + 1)
-    channel = (rest % C).to(tl.int64)
-    split = rest // C
-    BS = B.to(tl.int64) * S
-    signal += channel * BS
-    incoming += channel * BS
-    pairs = blocks - tl.abs(distance)
-    end = tl.minimum((split + 1) * rows_of_split, B * pairs)
-    q = tl.arange(0, BLOCK)
-    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for start in range(split * rows_of_split, end, DEPTH):
-        k = start + tl.arange(0, DEPTH)
-        row = (k // pairs).to(tl.int64) * S
-        later = (k % pairs + tl.maximum(distance, 0)) * BLOCK
-        earlier = later - distance * BLOCK
-        there = (k < end)[:, None] & ((later[:, None] + q[None, :]) < S)
-        one = tl.load(incoming + (row + later)[:, None] + q[None, :], mask=there, other=0.0)
-        there = (k < end)[:, None] & ((earlier[:, None] + q[None, :]) < S)
-        there = _present(mask, row + earlier, q, there, MASKED)
-        other = tl.load(signal + (row + earlier)[:, None] + q[None, :], mask=there, other=0.0)
-        acc = product(tl.trans(one), other, acc)
-    # Column l of the skewed tile holds P[q, (q - l) mod BLOCK]: lag l from row l on, lag l - BLOCK above.
-    skewed = tl.gather(acc, (q[:, None] - q[None, :] + BLOCK) % BLOCK, 1)
-    on = q[:, None] >= q[None, :]
-    at = parts + (split.to(tl.int64) * C + channel) * (2 * reach + 1) * 2 * BLOCK
-    at += (distance + reach) * 2 * BLOCK + q
-    tl.store(at, tl.sum(tl.where(on, skewed, 0.0), 0))
-    tl.store(at + BLOCK, tl.sum(tl.where(on, 0.0, skewed), 0))
-
-
-@triton.jit
-def sum_lags(parts, of_taps, C, R, D, S, reach, splits, BLOCK: tl.constexpr):
-    """parts of ``lag_products`` -> the gradient of taps (D, C, R).
-
-    Lags that no pair of positions has get zero. Programs: blocks of taps, directions, channels.
-    """
-    tap = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    direction = tl.program_id(1)
-    channel = tl.program_id(2).to(tl.int64)
-    lag = tl.where(direction == 0, tap, -1 - tap)
-    exists = (tap < R) & (lag < S) & (lag > -S)
-    # (reach + 1) BLOCK is added so that division rounds down.
-    distance = (lag + (reach + 1) * BLOCK) // BLOCK - 1
-    l = (lag + (reach + 1) * BLOCK) % BLOCK
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(0, splits):
-        at = parts + (split * C + channel) * (2 * reach + 1) * 2 * BLOCK + l
-        own = exists & (distance >= 0) & (distance <= 2 * reach)
-        total += tl.load(at + distance * 2 * BLOCK, mask=own, other=0.0)
-        beside = exists & (distance + 1 >= 0) & (distance + 1 <= 2 * reach)
-        total += tl.load(at + (distance + 1) * 2 * BLOCK + BLOCK, mask=beside, other=0.0)
-    tl.store(of_taps + (direction * C + channel) * R + tap, total, mask=tap < R)

@@ -5,6 +5,7 @@ they were integers, and its own conversion to bfloat16 cuts digits off, or loses
 therefore round and multiply by the two functions below, which in the interpreter do it by other means: products of two
 16-bit numbers are exact in float32, so the results are those of tensor cores but for the order of sums.
 """
+# ruff: noqa: N803 -- what is known as a kernel is compiled has capitals
 
 import torch
 import triton
@@ -30,7 +31,7 @@ def no_device(device: torch.device) -> str | None:
 def narrowed(x, TYPE: tl.constexpr):
     """A float32 tile rounded to the nearest of TYPE, ties to even."""
     if INTERPRETED:
-        if TYPE == tl.bfloat16:
+        if TYPE == tl.bfloat16:  # noqa: SIM300
             bits = x.to(tl.uint32, bitcast=True)
             bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
             return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
