@@ -50,8 +50,8 @@ def spectra_of(given: Convolution, points: int) -> Tensor:
     return torch.stack([torch.fft.rfft(circle_of(*one, points)) for one in filters])
 
 
-def filter_of(given: Convolution, number: int) -> tuple[Tensor, Tensor]:
-    """Taps and bias of a filter."""
+def filter_of(given: Convolution | ConvolutionGradients, number: int) -> tuple[Tensor, Tensor]:
+    """Taps and bias of a filter, or their gradients."""
     taps, bias = (given.taps_residual, given.bias_residual) if number else (given.taps, given.bias)
     assert taps is not None
     assert bias is not None
@@ -112,48 +112,60 @@ def convolve(given: Convolution) -> Tensor:
     mixed = given.z.new_empty(work.shape)
     with as_given(given.z):
         for part in work.parts():
-            _, (first, second, values) = work.short(part)
-            y = work.back(work.there(first, values).mul_(work.spectrum(0, part)))
-            if given.u is None:
-                torch.mul(y, second, out=mixed[part])
-            else:
-                beside = work.back(work.there(given.u[part]).mul_(work.spectrum(1, part)))
-                torch.addcmul(beside, y, second, out=mixed[part])
+            _mix(work, part, mixed[part])
     return mixed
+
+
+def _mix(work: "_Work", part: slice, mixed: Tensor) -> None:
+    """Write some channels. A function, so that nothing of them is held while the next ones look for room in cache."""
+    _, (first, second, values) = work.short(part)
+    y = work.back(work.there(first, values).mul_(work.spectrum(0, part)))
+    if work.given.u is None:
+        torch.mul(y, second, out=mixed)
+    else:
+        beside = work.back(work.there(work.given.u[part]).mul_(work.spectrum(1, part)))
+        torch.addcmul(beside, y, second, out=mixed)
 
 
 def convolve_back(given: Convolution, gradient: Tensor) -> ConvolutionGradients:
     """(C, B, S) -> gradients of what ``convolve`` was given."""
-    work, u = _Work(given), given.u
-    of_z = torch.empty_like(given.z, memory_format=torch.contiguous_format).unflatten(0, (3, -1))
-    of_u = None if u is None else torch.empty_like(u, memory_format=torch.contiguous_format)
-    of_weight, of_bias = torch.empty_like(work.weight), torch.empty_like(work.bias)
-    of_taps, of_skip = torch.empty_like(given.taps), torch.empty_like(given.bias)
-    of_taps_residual, of_skip_residual = (
-        None if part is None else torch.empty_like(part) for part in (given.taps_residual, given.bias_residual)
+    work = _Work(given)
+    found = ConvolutionGradients(
+        *(None if part is None else torch.empty_like(part, memory_format=torch.contiguous_format) for part in given[:8])  # type: ignore[arg-type]
     )
     with as_given(given.z):
         for part in work.parts():
             y = gradient[part].to(work.wide)
-            before, (first, second, values) = work.short(part)
-            slopes = work.slopes(part)
-            filters = work.spectrum(0, part)
-            signal = work.there(first, values)
-            torch.mul(y, work.back(signal * filters), out=slopes[1])
-            incoming = work.there(y, second, masked=False)
-            circle = work.correlated(signal, incoming)
-            taps_back(circle, work.shape[2], of_taps[:, part], of_skip[part])
-            gated = work.back(incoming.mul_(filters.conj_physical_()), masked=True)
-            torch.mul(gated, values, out=slopes[0])
-            torch.mul(gated, first, out=slopes[2])
-            work.short_back(before, slopes, part, (of_z[:, part], of_weight[:, part], of_bias[:, part]))
-            if u is not None and of_u is not None and of_taps_residual is not None and of_skip_residual is not None:
-                incoming = work.there(y, masked=False)
-                circle = work.correlated(work.there(u[part]), incoming)
-                taps_back(circle, work.shape[2], of_taps_residual[:, part], of_skip_residual[part])
-                of_u[part] = work.back(incoming.mul_(work.spectrum(1, part).conj_physical_()), masked=True)
-    short = of_weight.view(given.short_weight.shape), of_bias.flatten()
-    return ConvolutionGradients(of_z.flatten(0, 1), of_u, of_taps, of_taps_residual, of_skip, of_skip_residual, *short)
+            _main_back(work, part, y, found)
+            if given.u is not None:
+                _residual_back(work, part, y, found)
+    return found
+
+
+def _main_back(work: "_Work", part: slice, y: Tensor, found: ConvolutionGradients) -> None:
+    """Write the gradients of all that the gated signal passes: y is that of the output."""
+    before, (first, second, values) = work.short(part)
+    slopes = work.slopes(part)
+    signal = work.there(first, values)
+    filters = work.spectrum(0, part)
+    torch.mul(y, work.back(signal * filters), out=slopes[1])
+    incoming = work.there(y, second, masked=False)
+    work.taps_back(0, part, signal, incoming, found)
+    del signal
+    gated = work.signal_back(incoming, filters)
+    torch.mul(gated, values, out=slopes[0])
+    torch.mul(gated, first, out=slopes[2])
+    del gated, incoming, filters
+    work.short_back(before, slopes, part, found)
+
+
+def _residual_back(work: "_Work", part: slice, y: Tensor, found: ConvolutionGradients) -> None:
+    """Write the gradients of all that u passes."""
+    assert work.given.u is not None
+    assert found.u is not None
+    incoming = work.there(y, masked=False)
+    work.taps_back(1, part, work.there(work.given.u[part]), incoming, found)
+    found.u[part] = work.signal_back(incoming, work.spectrum(1, part))
 
 
 class _Work:
@@ -166,13 +178,19 @@ class _Work:
         self.weight = given.short_weight.view(3, -1, SHORT)
         self.bias = given.short_bias.view(3, -1)
         self.points = points_of(given)
+        spectra, expected = given.spectra, (1 if given.u is None else 2, self.shape[0], self.points // 2 + 1, 2)
+        if spectra is not None and tuple(spectra.shape) != expected:
+            raise ValueError(
+                f"spectra has the shape {tuple(spectra.shape)}: beside z {tuple(given.z.shape)} and taps "
+                f"{tuple(given.taps.shape)} it must be {expected}"
+            )
         self.mask = None if given.mask is None else given.mask.to(self.wide)
         channels, sequences, length = self.shape
         values = CHUNK_VALUES.get(given.z.device.type, CHUNK_VALUES_ELSEWHERE)
         self.channels = min(channels, max(1, values // (sequences * length)))
         # What a signal is laid out in before its transform; its second part stays zero.
         self.padded = torch.zeros(self.channels, sequences, self.points, dtype=self.wide, device=given.z.device)
-        self._circles: dict[int, Tensor] = {}
+        self._circles: dict[tuple[int, int], Tensor] = {}
         self._thirds = self.padded.new_empty(2, 3, self.channels, sequences, length)
 
     def parts(self) -> Iterator[slice]:
@@ -180,13 +198,14 @@ class _Work:
             yield slice(start, min(start + self.channels, self.shape[0]))
 
     def spectrum(self, number: int, part: slice) -> Tensor:
-        """A filter's, (c, 1, F), to be written over."""
+        """A filter's, (c, 1, F)."""
         if self.given.spectra is not None:
-            return torch.view_as_complex(self.given.spectra[number, part])[:, None].clone()
+            return torch.view_as_complex(self.given.spectra[number, part])[:, None]
         taps, bias = filter_of(self.given, number)
-        if number not in self._circles:
-            self._circles[number] = taps.new_zeros(self.channels, self.points)
-        room = self._circles[number][: part.stop - part.start]
+        kind = taps.shape[0], taps.shape[2]
+        if kind not in self._circles:
+            self._circles[kind] = taps.new_zeros(self.channels, self.points)
+        room = self._circles[kind][: part.stop - part.start]
         return torch.fft.rfft(circle_of(taps[:, part], bias[part], self.points, room))[:, None]
 
     def slopes(self, part: slice) -> Tensor:
@@ -203,14 +222,15 @@ class _Work:
         after[..., 2:].addcmul_(before[..., :-2], oldest)
         return before, after
 
-    def short_back(self, before: Tensor, slopes: Tensor, part: slice, found: tuple[Tensor, Tensor, Tensor]) -> None:
+    def short_back(self, before: Tensor, slopes: Tensor, part: slice, found: ConvolutionGradients) -> None:
         """Write gradients of z, of the short convolution's weight and of its bias, from those of what it gave."""
-        of_z, of_weight, of_bias = found
-        oldest, older, now = self.weight[:, part, None, None].unbind(-1)
+        of_z = found.z.unflatten(0, (3, -1))[:, part]
+        of_weight = found.short_weight.unflatten(0, (3, -1))[:, part]
         for tap, lag in enumerate(range(SHORT - 1, -1, -1)):
             reached = max(0, before.shape[-1] - lag)
             of_weight[..., tap] = (slopes[..., lag:] * before[..., :reached]).sum((-2, -1))
-        of_bias.copy_(slopes.sum((-2, -1)))
+        found.short_bias.unflatten(0, (3, -1))[:, part] = slopes.sum((-2, -1))
+        oldest, older, now = self.weight[:, part, None, None].unbind(-1)
         through = of_z if of_z.dtype == self.wide else self._thirds[0, :, : part.stop - part.start]
         torch.mul(slopes, now, out=through)
         through[..., :-1].addcmul_(slopes[..., 1:], older)
@@ -230,15 +250,23 @@ class _Work:
             inside *= self.mask
         return torch.fft.rfft(padded)
 
-    def back(self, spectrum: Tensor, masked: bool = False) -> Tensor:
+    def back(self, spectrum: Tensor) -> Tensor:
         """The signal of a spectrum: (c, B, F) -> (c, B, S)."""
-        signal = torch.fft.irfft(spectrum, self.points)[..., : self.shape[-1]]
-        return signal * self.mask if masked and self.mask is not None else signal
+        return torch.fft.irfft(spectrum, self.points)[..., : self.shape[-1]]
 
-    def correlated(self, signal: Tensor, other: Tensor) -> Tensor:
-        """Gradient of a filter's circle from a signal's spectrum, which is used up, and that of what comes back.
+    def signal_back(self, incoming: Tensor, filters: Tensor) -> Tensor:
+        """Gradient of a filter's signal from the spectrum of that of its result, (c, B, F), used up: -> (c, B, S)."""
+        signal = self.back(incoming.mul_(filters.conj_physical()))
+        return signal if self.mask is None else signal.mul_(self.mask)
 
-        2 x (c, B, F) -> (c, n): conj(signal) * other, summed over sequences, transformed back.
+    def taps_back(
+        self, number: int, part: slice, signal: Tensor, incoming: Tensor, found: ConvolutionGradients
+    ) -> None:
+        """Write gradients of a filter's taps and bias from a signal's spectrum, which is used up, and what came back.
+
+        That of its circle is conj(signal) * incoming, 2 x (c, B, F), summed over sequences.
         """
-        product = signal.conj_physical_().mul_(other)
-        return torch.fft.irfft(product.sum(1) if product.shape[1] > 1 else product[:, 0], self.points)
+        product = signal.conj_physical_().mul_(incoming)
+        circle = torch.fft.irfft(product.sum(1) if product.shape[1] > 1 else product[:, 0], self.points)
+        of_taps, of_bias = filter_of(found, number)
+        taps_back(circle, self.shape[2], of_taps[:, part], of_bias[part])
