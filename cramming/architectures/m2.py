@@ -29,7 +29,6 @@ from cramming.kernels.reference import SHORT
 from cramming.kernels.torch_convolution import composed, convolution_flops, transform_size
 from cramming.plain import described
 
-WITHOUT_SPECTRA = (backends.REFERENCE, "triton")  # backends that never transform filters
 CONVOLUTION, FEEDFORWARD = long_convolution.OP, gated_feed_forward.OP
 NORM_EPS = 1e-5  # of the norm before the mixer, whatever the model's other norms have
 
@@ -192,14 +191,10 @@ class _M2(Encoder):
 
     def fast_paths(self, length: int | None = None) -> dict[str, str]:
         """What was chosen for speed on this device, for sequences of ``length`` tokens (default: the longest)."""
-        device = next(self.parameters()).device
         said = {"attention": "none", **described(self.all_ways, self.plain)}
         for way, op in (("convolution", CONVOLUTION), ("block_diagonal", FEEDFORWARD)):
             if way in said and way not in self.plain:
-                backend = self.kernels[op]
-                if backend == backends.AUTO and device.type != "cuda":
-                    backend = "torch"
-                said[way] = f"{backend}: {said[way]}"
+                said[way] = f"{self._backend(op)}: {said[way]}"
         if "convolution" in self.plain or said["convolution"].startswith("torch:"):
             points = transform_size(length or self.max_positions, self._blocks[0].mixer.filters.length)
             said["convolution"] += f", real transforms of {points} points"
@@ -224,7 +219,7 @@ class _M2(Encoder):
         if twice() or "kept_filters" in self.plain:
             return [Filters(taps) for taps in generate(filters, rows_for(length, longest))[0]]
         points = []
-        if "convolution" not in self.plain and self.kernels[CONVOLUTION] not in WITHOUT_SPECTRA:
+        if "convolution" not in self.plain and self._backend(CONVOLUTION) == "torch":
             points = [transform_size(grid.length, longest) for grid in grids]
         return self._kept.of(filters, length, points)
 
@@ -239,6 +234,11 @@ class _M2(Encoder):
                 said = own.get(part, network)
                 found[name] = {option: value for option, value in said.items() if value is not None}
         return {name: options for name, options in found.items() if options}
+
+    def _backend(self, op: str) -> str:
+        """What computes an operation, as far as that is known before it has its operands."""
+        asked = self.kernels[op]
+        return "torch" if asked == backends.AUTO and next(self.parameters()).device.type != "cuda" else asked
 
     @property
     def _blocks(self) -> list[M2Block]:

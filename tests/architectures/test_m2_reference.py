@@ -28,7 +28,8 @@ INTERMEDIATES = {
     "filter_fn2_k_rev": (1, 1),
 }
 LAYER = "bert.encoder.layer.0"
-BACKENDS = ("reference", "torch")  # of ``cramming.kernels``, those that run on a processor
+BACKENDS = ("reference", "torch")  # of ``cramming.kernels``, those that a processor runs fast
+INTERPRETED = pytest.param("triton", marks=pytest.mark.full)  # by its interpreter, which takes a minute for a model
 
 
 def load(shared: Path, case: str) -> tuple[dict[str, Any], golden.Groups]:
@@ -43,23 +44,34 @@ def load(shared: Path, case: str) -> tuple[dict[str, Any], golden.Groups]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_stored_outputs_and_gradients(shared: Path, case: str, backend: str) -> None:
+    hold_to_what_is_stored(shared, case, backend)
+
+
+@pytest.mark.parametrize("backend", [INTERPRETED])
+def test_stored_outputs_and_gradients_interpreted(shared: Path, backend: str) -> None:
+    hold_to_what_is_stored(shared, "mlm_short", backend)
+
+
+def hold_to_what_is_stored(shared: Path, case: str, backend: str, device: str = "cpu") -> None:
+    """Outputs, the loss and every gradient of a model that computes by this backend."""
     description, tensors = load(shared, case)
     config, head = description["config"], CASES[case]
-    model = from_reference("m2_bert", config, tensors["state_dict"], head)
+    model = from_reference("m2_bert", config, tensors["state_dict"], head).to(device)
     model.use_kernels(dict.fromkeys(model.kernel_ops, backend))
-    outputs = dense_outputs(model, **tensors["input"])
+    given = {name: tensor.to(device) for name, tensor in tensors["input"].items()}
+    outputs = dense_outputs(model, **given)
     outputs["loss"].backward()
 
     def close(ours: Tensor, theirs: Tensor, key: str) -> None:
         atol = description["tolerances"][key]["atol"]
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol, msg=lambda m: f"{key}: {m}")
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=atol, msg=lambda m: f"{key}: {m}")
 
     expected = tensors["expected"]
     close(outputs["hidden"], expected["final_hidden"], "expected.final_hidden")  # padding is computed there
     close(outputs["logits"], expected["logits"], "expected.logits")
     close(outputs["loss"], expected["loss"], "expected.loss")
     if head == "mlm":
-        there = outputs["logits"][tensors["input"]["labels"] > 0]
+        there = outputs["logits"][given["labels"] > 0]
         close(there, expected["logits_at_labels"], "expected.logits_at_labels")
 
     parameters = dict(model.named_parameters())
@@ -104,7 +116,7 @@ def test_stored_loss_in_float64(shared: Path, case: str) -> None:
     assert loss == pytest.approx(description["loss_fp64"], rel=1e-9)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, INTERPRETED])
 @pytest.mark.parametrize("number", range(5))
 def test_stored_mixers(shared: Path, number: int, backend: str) -> None:
     """Every combination of directions, residual convolution and training additions, sequences shorter than filters."""
