@@ -44,6 +44,8 @@ from cramming.suggest import nearest
 FAMILIES = ("bert", "mosaic", "modern", "crammed", "m2")
 TOKENS = {"small": 65536, "base": 65536, "large": 32768}  # of a step
 _PAGE = "README.md"
+# As the M2 study measured: forward passes from 512 to 8,192 tokens.
+_PUBLISHED = "mode=published size=base batches=m2 archs=[m2,mosaic,bert] lengths=[512,1024,2048,4096,8192] cell_s=4"
 # Packages of a benchmark beside those that nothing here does without; transformers, unless something else is said.
 _NEEDS = {
     "finetuning.py": ("transformers", "accelerate", "scipy", "sklearn"),
@@ -175,6 +177,8 @@ def _full(options: Options) -> Iterator[Stage]:
     first, *steps = [(family, length) for length in (128, 512) for family in FAMILIES]
     yield _step(first[0], "base", first[1])
     yield from of_runs
+    yield _python("kernel_speed", "kernels.py", "pairs=7 cell_s=5", 120)
+    yield _python("forward_published", "forward.py", _PUBLISHED, 120)
     yield from (_step(family, "base", length) for family, length in steps)
     yield from (_step("bert", "large", length) for length in (128, 512))
     yield from (_step("bert", size, 128, graphs=True) for size in ("base", "small"))
@@ -194,6 +198,7 @@ def _full(options: Options) -> Iterator[Stage]:
     own = "archs=[modern] size=base layers=22 vocab_size=50368 lengths=[128] tokens=32768 baselines=[limit,scoring]"
     yield _python("step_modern_22x768_128", "step.py", f"{own} mfu=true pairs=9 cell_s=10 compile=true", 60)
     yield _step("bert", "base", 128, compiled=False)
+    yield _python("fused_pieces", "fused_pieces.py", "tokens=65536 cell_s=10", 90)
     yield _python("optimizers", "optimizers.py", "size=base optimizers=[adamw,lion,sophiag,muon,soap] cell_s=5", 90)
     unpadded = f"glue={shlex.quote(options.glue)} vocabulary={shlex.quote(options.vocabulary)} device=cuda"
     unpadded += " layers=12 hidden=768 heads=12 vocab_size=30528"
@@ -217,6 +222,8 @@ def _quick(scratch: Path) -> Iterator[Stage]:
         "store", "store.py", "gigabytes=0.002 vocab_size=512 batch_size=8 draws=2 pairs=3 device=cpu threads=1", 10, 60
     )
     yield _python("forward_tiny", "forward.py", tiny, 10, 60)
+    few = "tokens=64 pairs=3 device=cpu threads=1 lengths=[16] channels=8 cell_s=0.1 isolated=false"
+    yield _python("kernel_speed", "kernels.py", few, 10, 60)
     yield _python("attention_quick", "attention_scaling.py", "quick=true device=cpu threads=1 isolated=false", 15, 90)
     one = "optimizers=[lion] size=tiny seq_length=16 pairs=3 steps=2 cell_s=0.1 isolated=false device=cpu threads=1"
     yield _python("optimizers", "optimizers.py", one, 10, 60)

@@ -384,6 +384,7 @@ def test_the_whole_report_on_a_processor(tmp_path: Path) -> None:
         "data_share",
         "store",
         "forward_tiny",
+        "kernel_speed",
         "optimizers",
         "attention_quick",
     } | ({"finetuning"} if importlib.util.find_spec("accelerate") else set())
