@@ -7,7 +7,7 @@ Sides, in turn, on the same operands: ``eager`` torch as one would write it; the
 models here compute it; and a ``floor``, the part that no fusing saves: products alone where they take longer than
 traffic (cross-entropy, the gated layer), else a copy of as many bytes as inputs and outputs have (residual and norm).
 
-Ratios are seconds over those of ``ours``. Memory is what a pass takes beyond its operands and leaves of weights.
+Ratios are seconds over those of ``ours``. Memory is what a pass takes beyond its operands.
 """
 
 import os
@@ -128,7 +128,7 @@ def cross_entropy(options: Options) -> Sides:
 
     operands = (x, weight, bias, labels)
     logits, of_x, of_weight = x.new_empty(rows, options.vocabulary), torch.empty_like(x), torch.empty_like(weight)
-    bare, table = x.detach(), weight.detach()
+    bare, table = (part.detach() for part in (x, weight))
     products = [(bare, table.t(), logits), (logits, table, of_x), (logits.t(), bare, of_weight)]
     return _sides(plain, linear_cross_entropy, operands, slope, Floor(products, []))
 
@@ -163,13 +163,12 @@ def gated(options: Options) -> Sides:
 
     x, slope = draw(tokens, hidden), draw(tokens, hidden)
     expand, contract = (part.detach() for part in (layer.expand.weight, layer.contract.weight))
-    values, gates = (part.clone() for part in expand.chunk(2))
     wide, middle = draw(tokens, 2 * half), draw(tokens, half)
     outs = [torch.empty_like(part) for part in (wide, x, middle, contract, x, expand)]
     lefts = (x.detach(), middle, slope, slope.t(), wide, wide.t())
     rights = (expand.t(), contract.t(), contract, middle, expand, x.detach())
     floor = Floor(list(zip(lefts, (part.clone().detach() for part in rights), outs, strict=True)), [])
-    found = _sides(plain, plain, (x, values, gates, contract.clone()), slope, floor)
+    found = _sides(plain, plain, (x, *(part.clone() for part in expand.chunk(2)), contract.clone()), slope, floor)
     found[OURS] = Passes(ours, (x, expand.clone(), contract.clone()), slope)
     found["ours, compiled"] = Passes(_compiled(ours), (x, expand.clone(), contract.clone()), slope)
     return found
@@ -182,11 +181,10 @@ class _Draw:
     """Random operands, the same every time."""
 
     def __init__(self, options: Options) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-        self.where, self.dtype = options.where(), options.dtype()
+        self.generator, self.place = torch.Generator().manual_seed(0), (options.where(), options.dtype())
 
     def __call__(self, *shape: int) -> Tensor:
-        return (0.05 * torch.randn(shape, generator=self.generator)).to(self.where, self.dtype)
+        return (0.05 * torch.randn(shape, generator=self.generator)).to(*self.place)
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -243,8 +241,8 @@ def main() -> None:
         rows.append(row(options, piece))
     shown = page(rows)
     Console(width=None if os.isatty(1) else 160).print(shown.rich())
-    result = {"rows": rows, "options": asdict(options), "dtype": str(options.dtype()), **circumstances(options.where())}
-    keep(result, options.out, shown.markdown())
+    about = {"options": asdict(options), "dtype": str(options.dtype()), **circumstances(options.where())}
+    keep({"rows": rows, **about}, options.out, shown.markdown())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import triton
 from torch import Tensor
 
 from cramming.kernels.operands import Glu, GluGradients
+from cramming.kernels.torch_glu import FEW
 from cramming.kernels.triton_glu_kernels import back, between, through
 from cramming.kernels.triton_products import INTERPRETED, no_device
 
@@ -59,6 +60,8 @@ def glu_lacks(given: Glu) -> str | None:
 
 def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
     """-> (T, q m), and gates and values, (T, 2 p o), if they are to be kept."""
+    if _few(given):
+        return tuple(made.to(given.x.dtype) for made in glu_forward(_wide(given), keep))  # type: ignore[return-value]
     given = _contiguous(given)
     x, w_gate, _, w_out, _ = given
     out = x.new_empty(len(x), w_out.shape[0] * w_out.shape[1])
@@ -79,10 +82,11 @@ def one_pass(given: Glu, keep: bool) -> Tiles | None:
         return None
     if INTERPRETED.value:
         return AS_INTERPRETED
-    ahead = 0 if torch.cuda.get_device_capability(given.x.device)[0] in _ASYNCHRONOUS else 1
+    asynchronous = torch.cuda.get_device_capability(given.x.device)[0] in _ASYNCHRONOUS
     for tiles in ONE_PASS:
-        held = 2 * tiles.tokens * inputs  # x; then weights; then what changes its layout on its way out
-        held += (tiles.stages - ahead) * tiles.hidden * (2 * inputs + outputs) + keep * tiles.tokens * tiles.hidden
+        held = 2 * tiles.tokens * inputs  # x; then weights; then what goes from one layout of registers to another
+        held += (tiles.stages - (not asynchronous)) * tiles.hidden * (2 * inputs + outputs)
+        held += (keep or not asynchronous) * tiles.tokens * tiles.hidden
         if held * given.x.element_size() + 1024 <= _shared_memory(given.x):
             return tiles
     return None
@@ -125,6 +129,10 @@ def _two_passes(given: Glu, keep: bool, out: Tensor, kept: Tensor) -> None:
 
 def glu_back(given: Glu, kept: Tensor, gradient: Tensor) -> GluGradients:
     """(T, 2 p o), (T, q m) -> gradients of what was given."""
+    if _few(given):
+        wide = _wide(given)
+        found = glu_back(wide, glu_forward(wide, True)[1], gradient.float())
+        return GluGradients(*(None if part is None else part.to(given.x.dtype) for part in found))  # type: ignore[arg-type]
     x, w_gate, w_value, w_out, bias = given = _contiguous(given)
     gradient = gradient.contiguous()
     with torch.cuda.device_of(x):
@@ -184,3 +192,12 @@ def _blocks(rows: Tensor, number: int) -> Tensor:
 
 def _contiguous(given: Glu) -> Glu:
     return Glu(*(None if part is None else part.contiguous() for part in given))  # type: ignore[arg-type]
+
+
+def _few(given: Glu) -> bool:
+    """Whether the middle has so few 16-bit values that their roundings need not cancel: then float32 takes no time."""
+    return given.x.element_size() < 4 and len(given.x) * given.w_gate.shape[0] * given.w_gate.shape[1] < FEW
+
+
+def _wide(given: Glu) -> Glu:
+    return Glu(*(None if part is None else part.float() for part in given))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from cramming.kernels import backends, block_diagonal_glu, triton_glu
 from cramming.kernels.operands import Glu
+from cramming.kernels.torch_glu import FEW
 from cramming.kernels.triton_glu_kernels import beyond, gelu
 from tests.kernels import laws
 from tests.kernels.kernel_cases import GluCase, error, hold_glu
@@ -30,6 +31,8 @@ CASES = (
     GluCase(40, 5, 21, 33, pairs=3, blocks=3),
     GluCase(35, 17, 48, 3, pairs=1, blocks=2, strided=True),
 )
+# In 16 bits these have enough values to be worked out in 16 bits; the first has odd widths.
+MANY = (GluCase(131, 23, 67, 21, pairs=2, blocks=2), GluCase(97, 40, 176, 20, pairs=1, blocks=1, biased=False))
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 GUARD = 64  # elements before and behind an output
 
@@ -49,10 +52,24 @@ def test_it_is_the_definition(case: GluCase, passes: str) -> None:
     hold_glu(case, torch.float32, "triton", DEVICE)
 
 
-@pytest.mark.parametrize("dtype", KINDS[1:])
-@pytest.mark.parametrize("case", [CASES[3], GluCase(37, 24, 21, 20, pairs=1, blocks=1)], ids=str)
-def test_it_is_the_definition_in_16_bits(case: GluCase, dtype: torch.dtype, passes: str) -> None:
+@pytest.mark.parametrize(("dtype", "case"), [(torch.bfloat16, MANY[0]), (torch.float16, MANY[1])], ids=str)
+def test_it_is_the_definition_in_16_bits(
+    dtype: torch.dtype, case: GluCase, passes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert case.tokens * case.pairs * case.width >= FEW
+    monkeypatch.setattr(triton_glu, "AS_INTERPRETED", triton_glu.Tiles(64, 32, 32, 1, 1))
     hold_glu(case, dtype, "triton", DEVICE)
+
+
+@pytest.mark.parametrize("dtype", KINDS[1:])
+def test_few_values_are_worked_out_in_float32(dtype: torch.dtype) -> None:
+    case = CASES[0]
+    assert case.tokens * case.pairs * case.width < FEW
+    operands = case.operands(dtype, DEVICE)
+    wide = [None if part is None else part.detach().float().requires_grad_() for part in operands]
+    found, due = (laws.slopes_of(laws.OPS[1], parts, "triton") for parts in (operands, wide))
+    assert torch.equal(found[0], due[0].to(dtype))
+    assert all(error(one, other.double()) < laws.BOUNDS[dtype] for one, other in zip(found, due, strict=True))
 
 
 @pytest.mark.full
@@ -128,7 +145,8 @@ def test_a_block_depends_on_its_own_inputs_only(passes: str) -> None:
     assert torch.equal(after[:, outputs:], before[:, outputs:])
 
 
-def test_the_same_bits_at_every_call_and_whether_kept_or_not(passes: str) -> None:
+def test_the_same_bits_at_every_call_and_whether_kept_or_not(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_glu, "FEW", 0)
     operands = CASES[4].operands(torch.float16, DEVICE)
     glu = Glu(*(None if part is None else part.detach() for part in operands))
     (once, kept), (alone, nothing) = triton_glu.glu_forward(glu, True), triton_glu.glu_forward(glu, False)

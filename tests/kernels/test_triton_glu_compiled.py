@@ -46,6 +46,7 @@ def launches(architecture: int, width: int, dtype: Any, keep: bool) -> list[tupl
         kernel = getattr(triton_glu, name)
         setattr(triton_glu, name, Recorded(kernel.kernel if isinstance(kernel, Recorded) else kernel, found))
     shapes = ((8, 4 * width), (2, 8 * width, width), (2, 8 * width, width), (4, width, 4 * width), (4 * width,))
+    triton_glu.FEW = 0
     given = Glu(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
     out, kept = triton_glu.glu_forward(given, keep)
     if keep:
