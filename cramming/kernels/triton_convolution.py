@@ -3,8 +3,8 @@
 Shape legend: ``operands.py``; the kernels are in ``triton_convolution_kernels.py`` and ``triton_convolution_sums.py``.
 
 Operations grow with S^2, so beyond 500 or 1,000 positions transforms are faster. Where memory is the limit, a position
-and channel of 16 bits cost 10 bytes forward up to ``FUSED`` positions (14 beyond) of the 10 that are needed, and 40
-backward of the 20 that are: ``gate`` 12, ``slopes`` 20, ``lag_products`` 8.
+and channel of 16 bits cost, of the 10 bytes that are needed forward, 10 up to ``FUSED`` positions and 14 beyond; of the
+20 that are needed backward, 28 up to ``WHOLE`` (``slopes`` 20, ``lag_products`` 8) and 40 beyond (``gate`` 12 as well).
 
 In 16 bits what enters a product is rounded to them once: taps, the gated signal x1 v, and backward the gradient times
 x2, which must stay within what float16 holds. Nothing is kept for backward but what was given.
@@ -199,7 +199,7 @@ class _Work:
         for taps in self.taps:
             lags = self.z.new_empty(self.channels, kernels.COPIES.value, width)
             block = min(1024, triton.next_power_of_2(width))
-            kernels.lay_out_taps[triton.cdiv(width, block), kernels.COPIES.value, self.channels](
+            kernels.lay_out_taps[self.channels, kernels.COPIES.value, triton.cdiv(width, block)](
                 taps, lags, self.channels, taps.shape[2], taps.shape[0], width, origin, FLIPPED=flipped, BLOCK=block
             )
             made.append(lags)
@@ -249,7 +249,7 @@ class _Work:
             DEPTH=tiles.depth,
         )
         of_taps = torch.empty_like(taps, memory_format=torch.contiguous_format)
-        sums.sum_lags[triton.cdiv(rows, block), directions, self.channels](
+        sums.sum_lags[self.channels, directions, triton.cdiv(rows, block)](
             parts, of_taps, self.channels, rows, directions, self.length, reach, splits, BLOCK=block
         )
         return of_taps

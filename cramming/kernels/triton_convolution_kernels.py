@@ -35,11 +35,11 @@ SUMS = tl.constexpr(13)  # of a program of ``slopes``: of three thirds, three ta
 def lay_out_taps(taps, lags, C, R, D, WIDTH, ORIGIN, FLIPPED: tl.constexpr, BLOCK: tl.constexpr):
     """taps (D, C, R) float32 -> lags (C, COPIES, WIDTH), h(i - ORIGIN - k), or h(-(i - ORIGIN - k)) where flipped.
 
-    Programs: blocks of i, copies, channels.
+    Programs: channels, copies, blocks of i.
     """
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.program_id(0).to(tl.int64)
     copy = tl.program_id(1)
-    channel = tl.program_id(2).to(tl.int64)
+    place = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     lag = place - ORIGIN - copy
     if FLIPPED:
         lag = -lag

@@ -81,11 +81,11 @@ def lag_products(
 def sum_lags(parts, of_taps, C, R, D, S, reach, splits, BLOCK: tl.constexpr):
     """parts of ``lag_products`` -> the gradient of taps (D, C, R).
 
-    Lags that no pair of positions has get zero. Programs: blocks of taps, directions, channels.
+    Lags that no pair of positions has get zero. Programs: channels, directions, blocks of taps.
     """
-    tap = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.program_id(0).to(tl.int64)
     direction = tl.program_id(1)
-    channel = tl.program_id(2).to(tl.int64)
+    tap = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     lag = tl.where(direction == 0, tap, -1 - tap)
     exists = (tap < R) & (lag < S) & (lag > -S)
     # (reach + 1) BLOCK is added so that division rounds down.
