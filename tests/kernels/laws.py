@@ -59,6 +59,7 @@ GLUS = (
     GluCase(tokens=128, inputs=64, width=128, outputs=64),
     GluCase(tokens=129, inputs=48, width=40, outputs=24, pairs=2, blocks=2, strided=True),
     GluCase(tokens=500, inputs=24, width=96, outputs=24, biased=False),
+    GluCase(tokens=300, inputs=32, width=160, outputs=20),
 )
 
 drawn_convolutions = st.builds(
@@ -133,6 +134,16 @@ def does_the_same_twice(op: str, dtype: torch.dtype, backend: str, device: str =
     """To the last bit."""
     operands = some(op, dtype, device)
     first, again = slopes_of(op, operands, backend), slopes_of(op, operands, backend)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def goes_back_twice(case: ConvolutionCase | GluCase, dtype: torch.dtype, backend: str, device: str = "cpu") -> None:
+    """The same backward pass again gives the same: what was kept for it is only read."""
+    call, _ = public(OPS[0] if isinstance(case, ConvolutionCase) else OPS[1])
+    operands = case.operands(dtype, device)
+    leaves = [part for part in operands if part is not None and part.requires_grad]
+    total = call(*operands, backend=backend).sum()
+    first, again = (torch.autograd.grad(total, leaves, retain_graph=True) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 

@@ -67,6 +67,12 @@ def test_the_same_twice_and_operands_left_alone(backend: str, op: str, dtype: to
     laws.leaves_operands_alone(op, dtype, backend)
 
 
+@pytest.mark.parametrize("case", [*laws.GLUS[:2], laws.GLUS[5], *laws.CONVOLUTIONS[:3]], ids=str)
+def test_what_is_kept_is_only_read(case: ConvolutionCase | GluCase) -> None:
+    for dtype in laws.DTYPES:
+        laws.goes_back_twice(case, dtype, "torch")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("op", laws.OPS)
 def test_torch_finds_the_operations_in_order(op: str, dtype: torch.dtype) -> None:
