@@ -265,7 +265,7 @@ def test_the_real_thing_compiles_for_every_target_without_a_warning_and_loads(
         nvcc = toolchain.compiler()
     except UserError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(sources, "folders", lambda: (tmp_path / "lib",))
+    monkeypatch.setattr(sources, "folders", lambda: (tmp_path / "lib", tmp_path / "cache"))
     built = build.build(Options(), Silent())
     assert set(built.archs) | set(built.left_out) == set(toolchain.TARGETS)
     assert {usage.arch for usage in built.usages} == set(built.archs)
