@@ -73,18 +73,15 @@ def test_few_values_are_worked_out_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("tokens", [1, 17, 70])
 @pytest.mark.parametrize("inputs", [3, 16, 24, 48])
 @pytest.mark.parametrize("layout", [(2, 4), (2, 2), (1, 2), (1, 1), (3, 3)])
-def test_it_is_the_definition_at_many_sizes(
-    layout: tuple[int, int], inputs: int, tokens: int, dtype: torch.dtype, passes: str
-) -> None:
+def test_it_is_the_definition_at_many_sizes(layout: tuple[int, int], inputs: int, tokens: int, passes: str) -> None:
     for inner, outputs in ((7, 5), (40, 32)):
         pairs, blocks = layout
         width = inner * blocks // pairs
         case = GluCase(tokens, inputs, width, outputs, pairs, blocks, biased=tokens != 17, strided=inputs == 24)
-        hold_glu(case, dtype, "triton", DEVICE)
+        hold_glu(case, torch.float32, "triton", DEVICE)
 
 
 @INTERPRETED
