@@ -42,9 +42,9 @@ class Room(NamedTuple):
 def room_of(device: torch.device) -> Room:
     """What a GPU has."""
     found = torch.cuda.get_device_properties(device)
-    return Room(
-        found.shared_memory_per_block_optin, found.shared_memory_per_multiprocessor, found.multi_processor_count
-    )
+    # From compute capability 8.0 a block may ask for all of a multiprocessor's but what is reserved (CUDA's guide).
+    whole = found.shared_memory_per_multiprocessor
+    return Room(whole - _RESERVED, whole, found.multi_processor_count)
 
 
 def convolution_lacks(given: Convolution) -> str | None:

@@ -13,8 +13,9 @@
 // root(k, n) = exp(2 pi i k / n), turned(part): its bits in reverse. Values end in the order of turned roots, are
 // multiplied there, and come back from that order by the classical butterflies, whose w belongs to the position, and a
 // last factor root(-t, 4 M). log2 R levels are done at a time on R points in registers; of a part's roots one is read
-// from a table, the others are its squares, turned by constants. Between passes points are exchanged through shared
-// memory, where each is written to the place from which its thread has read: one barrier an exchange.
+// from a table (two where R is 32: each squaring doubles the error), the others are its squares, turned by constants.
+// Between passes points are exchanged through shared memory, where each is written to the place from which its thread
+// has read: one barrier an exchange.
 #pragma once
 
 #include "device.h"
@@ -23,6 +24,7 @@ namespace transform {
 
 constexpr int held = 32;  // points that a thread holds
 
+constexpr int tables(int points) { return points == 32 ? 2 : 1; }  // of a pass on so many points
 constexpr int log_of(int power) { return power == 1 ? 0 : 1 + log_of(power / 2); }
 
 // Three passes of FIRST, MIDDLE and LAST points, or two where MIDDLE is 1; a gap every 2^GAP points in shared memory,
@@ -34,11 +36,14 @@ struct Passes {
     static constexpr int first_log = log_of(FIRST), top_log = log_of(FIRST * MIDDLE);
     static constexpr int room = points + (points >> GAP);  // of an exchange
     // Tables of roots: of parts, in the second and third pass down; of positions, in the second and third pass up;
-    // and the last factor.
-    static constexpr int of_parts = 0, of_small_parts = of_parts + FIRST;
-    static constexpr int of_small_places = of_small_parts + (MIDDLE > 1 ? FIRST * MIDDLE : 0);
-    static constexpr int of_places = of_small_places + (MIDDLE > 1 ? LAST : 0);
-    static constexpr int of_factors = of_places + points / FIRST, roots = of_factors + points / FIRST;
+    // and the last factor. For passes of 32 points each table is followed by one of fourth powers.
+    static constexpr int parts = FIRST, small_parts = MIDDLE > 1 ? FIRST * MIDDLE : 0;
+    static constexpr int small_places = MIDDLE > 1 ? LAST : 0, places = points / FIRST;
+    static constexpr int of_parts = 0;
+    static constexpr int of_small_parts = of_parts + parts * tables(MIDDLE > 1 ? MIDDLE : LAST);
+    static constexpr int of_small_places = of_small_parts + small_parts * tables(LAST);
+    static constexpr int of_places = of_small_places + small_places * tables(MIDDLE);
+    static constexpr int of_factors = of_places + places * tables(FIRST), roots = of_factors + places;
 };
 
 template <int LOG>
@@ -52,7 +57,7 @@ template <> struct PlanOf<13> { using Plan = Passes<16, 16, 32, 5>; };
 template <> struct PlanOf<14> { using Plan = Passes<16, 32, 32, 5>; };
 constexpr int least_log = 8, most_log = 14;
 
-// -- roots -------------------------------------------------------------------------------------------------------------
+// -- roots ------------------------------------------------------------------------------------------------------------
 
 DEVICE float2 times(float2 a, float2 b) {
     return make_float2(fmaf(a.x, b.x, -a.y * b.y), fmaf(a.x, b.y, a.y * b.x));
@@ -90,22 +95,26 @@ DEVICE void fill_roots(float2* roots) {
     const int step = static_cast<int>(blockDim.x);
     for (int n = static_cast<int>(threadIdx.x); n < P::roots; n += step) {
         if (n < P::of_small_parts) {
-            const int part = static_cast<int>(__brev(n) >> (32 - P::first_log));
-            roots[n] = root(1 + 4 * part, 4 * P::first * (P::middle > 1 ? P::middle : P::last));
+            const int power = n < P::parts ? 1 : 4, part = n % P::parts;
+            const int turned = static_cast<int>(__brev(part) >> (32 - P::first_log));
+            roots[n] = root(power * (1 + 4 * turned), 4 * P::parts * (P::middle > 1 ? P::middle : P::last));
         } else if (n < P::of_small_places) {
-            const int part = static_cast<int>(__brev(n - P::of_small_parts) >> (32 - P::top_log));
-            roots[n] = root(1 + 4 * part, 4 * P::points);
+            const int place = n - P::of_small_parts, power = place < P::small_parts ? 1 : 4;
+            const int turned = static_cast<int>(__brev(place % (P::first * P::middle)) >> (32 - P::top_log));
+            roots[n] = root(power * (1 + 4 * turned), 4 * P::points);
         } else if (n < P::of_places) {
-            roots[n] = root(-(n - P::of_small_places), P::points / P::first);
+            const int place = n - P::of_small_places;
+            roots[n] = root(-(place < P::small_places ? place : 4 * (place - P::small_places)), P::points / P::first);
         } else if (n < P::of_factors) {
-            roots[n] = root(-(n - P::of_places), P::points);
+            const int place = n - P::of_places;
+            roots[n] = root(-(place < P::places ? place : 4 * (place - P::places)), P::points);
         } else {
             roots[n] = root(-(n - P::of_factors), 4 * P::points);
         }
     }
 }
 
-// -- R points in registers ---------------------------------------------------------------------------------------------
+// -- R points in registers --------------------------------------------------------------------------------------------
 
 // a, b = a + w b, a - w b
 DEVICE void butterfly(float2& a, float2& b, float2 w) {
@@ -180,7 +189,7 @@ DEVICE void join(float2* v, const float2* powers, float2 factor) {
     if constexpr (S > 0) join<R, S - 1, BOTTOM, FACTOR>(v, powers, factor);
 }
 
-// -- passes ------------------------------------------------------------------------------------------------------------
+// -- passes -----------------------------------------------------------------------------------------------------------
 
 // The pass on R points that begins where M points have become DONE parts. A thread has columns of R points, `stride`
 // apart, of which column c of thread j is number c * threads + j.
@@ -217,9 +226,11 @@ struct Pass {
         for (int c = 0; c < columns; c++) {
             float2 powers[levels];
             if (DONE > 1) {
-                powers[levels - 1] = table[(c * P::threads + j) / stride];
+                const float2* const base = table + (c * P::threads + j) / stride;
+                powers[levels - 1] = base[0];
 #pragma unroll
-                for (int s = levels - 1; s > 0; s--) powers[s - 1] = squared(powers[s]);
+                for (int s = levels - 1; s > 0; s--)
+                    powers[s - 1] = R == 32 && s == 3 ? base[DONE] : squared(powers[s]);
             }
             split<R, 0, DONE == 1>(v + c * R, powers);
         }
@@ -230,9 +241,11 @@ struct Pass {
         for (int c = 0; c < columns; c++) {
             float2 powers[levels], factor = make_float2(1.0f, 0.0f);
             if (stride > 1) {
-                powers[0] = table[(c * P::threads + j) % stride];
+                const float2* const base = table + (c * P::threads + j) % stride;
+                powers[0] = base[0];
 #pragma unroll
-                for (int s = 1; s < levels; s++) powers[s] = squared(powers[s - 1]);
+                for (int s = 1; s < levels; s++)
+                    powers[s] = R == 32 && s == 2 ? base[stride] : squared(powers[s - 1]);
             }
             if (DONE == 1) {
                 factor = factors[c * P::threads + j];

@@ -113,7 +113,8 @@ DEVICE void read_row(float2 (&v)[held], const void* signal, const Given& given, 
 
 // What a filter is given: mask * x1 * v, or mask * u.
 template <typename P>
-DEVICE void read_signal(float2 (&v)[held], const Given& given, int number, int channel, int sequence, bool live, int j) {
+DEVICE void read_signal(float2 (&v)[held], const Given& given, int number, int channel, int sequence, bool live,
+                        int j) {
     if (number) {
         read_row<P>(v, given.u, given, channel, sequence, live, j);
     } else {
@@ -186,12 +187,12 @@ Needs needs(int filters, bool back) {
             back ? Block<P>::groups * P::points : 0};
 }
 
-// Of a launcher: f(P()) for sequences of this length; null where there is no plan.
-template <int LOG = least_log, typename F>
+// Of a launcher: f(P()) for sequences of this length; complains where there is no plan.
+template <int FROM = least_log, int TO = most_log, typename F>
 const char* by_length(int64_t length, F f) {
-    if constexpr (LOG <= most_log) {
-        using P = typename PlanOf<LOG>::Plan;
-        return length <= P::points ? f(P()) : by_length<LOG + 1>(length, f);
+    if constexpr (FROM <= TO) {
+        using P = typename PlanOf<FROM>::Plan;
+        return length <= P::points ? f(P()) : by_length<FROM + 1, TO>(length, f);
     } else {
         return "sequences are longer than the longest transform";
     }
