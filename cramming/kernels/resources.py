@@ -83,7 +83,7 @@ def _short(name: str) -> str:
 def table(usages: Iterable[Usage]) -> Table:
     """A row for each kernel, a column for each architecture: registers, and bytes spilled where there are any."""
     usages = list(usages)
-    archs = list(dict.fromkeys(usage.arch for usage in usages))
+    archs = sorted({usage.arch for usage in usages}, key=lambda arch: (len(arch), arch))
     kernels = list(dict.fromkeys(usage.kernel for usage in usages))
     names = readable(kernels)
     cells = {(usage.kernel, usage.arch): usage for usage in usages}
