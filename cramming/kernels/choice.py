@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cramming.kernels import backends
+from cramming.kernels import backends, cuda
 from cramming.kernels.operands import Convolution
 from cramming.kernels.selftest import ConvolutionSizes, GluSizes, Sizes, self_test
 from cramming.out_of_memory import is_out_of_memory
@@ -117,6 +117,8 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, sizes: Sizes, aske
     if asked == backends.REFERENCE:
         square = op == "gated_long_conv"
         return Choice(asked, "the definition, whose time grows with the square of the length" if square else "")
+    if asked == "cuda" and device.type == "cuda":
+        cuda.ensure_built(device)  # who asks for it by name has it built; why it cannot be had is said below
     failed: dict[str, str] = {}
     for name in (asked, *backends.FALLBACKS[asked]):
         # All of the line are tested: what lacks some sizes gives way to the next one in the middle of the run.
