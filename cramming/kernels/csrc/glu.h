@@ -252,11 +252,10 @@ inline int plan(Sizes& sizes, int products) {
     const int64_t at_once = static_cast<int64_t>(times) * max(1, multiprocessors());
     const int64_t columns = rows ? (sizes.tokens + rows * row_tokens - 1) / (rows * row_tokens) * sizes.blocks : 0;
     int64_t least = INT64_MAX;
-    for (int tiles = sizes.tiles, parts = 1; tiles >= 1; tiles = tiles == 1 ? 0 : (sizes.tiles + parts - 1) / parts) {
-        parts = (sizes.tiles + tiles - 1) / tiles;
+    for (int asked = 1; asked <= sizes.tiles; asked++) {
+        const int tiles = (sizes.tiles + asked - 1) / asked, parts = (sizes.tiles + tiles - 1) / tiles;
         const int64_t rounds = (columns * parts + at_once - 1) / at_once, time = rounds * (tiles + 1);
         if (time < least) least = time, sizes.parts = parts, sizes.part_tiles = tiles;
-        parts++;
     }
     return rows;
 }
