@@ -6,7 +6,8 @@
 
 A row is an operation at a length, forward or forward and backward, by a backend; all sides of it, and what it replaces
 (``published``: the published PyTorch path of the sequence mixer; ``batched products`` of the state mixer), alternate in
-one process. Every length has as many tokens.
+one process. Every length has as many tokens. Where a backend has its ``filters kept`` it is given their transforms, as
+the model does while its weights stay what they are; otherwise they are worked out in every call.
 
 ``share of floor``: the seconds a call could not be faster than, over its own. The floor is the larger of the bytes of
 every input and output once, at the rate at which this device copies, and of the operations, at the rate at which it
@@ -33,7 +34,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.grid import FEWEST_PAIRS, Bounds, Measured, available_mb, busy, compared, measured, median_s
-from benchmarks.kernels_sides import BASELINES, CONVOLUTION, GLU, PASSES, Timed, Work
+from benchmarks.kernels_sides import BASELINES, CONVOLUTION, GLU, KEPT, PASSES, Timed, Work
 from benchmarks.presentation import CONTENDED, Page, broke
 from benchmarks.reporting import asked, circumstances, keep
 from cramming import resolve
@@ -169,7 +170,10 @@ def _rows(work: Work, options: Options, bounds: Bounds) -> list[dict[str, Any]]:
         return sides[name]
 
     lacking = able(work, options.backends)
-    names = [baseline, *(name for name, why in lacking.items() if why is None)]
+    ours = [name for name, why in lacking.items() if why is None]
+    if work.op == CONVOLUTION:
+        ours += [f"{name}{KEPT}" for name in ours if name != backends.REFERENCE]
+    names = [baseline, *ours]
     found = measured({name: partial(build, name) for name in names}, bounds)
     if work.device.type == "cuda":
         for name, clocks in found.seconds.items():

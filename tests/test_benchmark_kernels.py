@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import kernels, kernels_sides
-from benchmarks.kernels_sides import BASELINES, BOTH, CONVOLUTION, FORWARD, GLU, Timed, Work
+from benchmarks.kernels_sides import BASELINES, BOTH, CONVOLUTION, FORWARD, GLU, KEPT, Timed, Work
 from cramming.errors import UserError
 from cramming.kernels import reference
 
@@ -35,7 +35,7 @@ def test_every_row_has_its_ratio_and_its_share(dtype: str) -> None:
         for op, baseline in BASELINES.items()
         for passes in (FORWARD, BOTH)
         for length in lengths[op]
-        for side in (baseline, "reference", "torch")
+        for side in (baseline, "reference", "torch", *([f"torch{KEPT}"] if op == CONVOLUTION else []))
     }
     for row in rows:
         assert row["sequences"] * row["length"] == 64
@@ -124,6 +124,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out = tmp_path / "kernels.json"
     monkeypatch.setattr("sys.argv", ["kernels.py", *words, "backends=[torch]", f"out={out}"])
     kernels.main()
-    assert {row["side"] for row in json.loads(out.read_text())["rows"]} == {*BASELINES.values(), "torch"}
+    assert {row["side"] for row in json.loads(out.read_text())["rows"]} == {
+        *BASELINES.values(),
+        "torch",
+        f"torch{KEPT}",
+    }
     assert "share of floor" in out.with_suffix(".md").read_text()
     assert "gated_long_conv" in capsys.readouterr().out
