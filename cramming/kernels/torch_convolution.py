@@ -16,9 +16,9 @@ from cramming.kernels.types import as_given
 
 # Values of a signal worked on at a time. On a CPU with 2 MB of second-level cache half as many and twice as many took
 # longer: every piece of work costs some microseconds beside itself, and transforms slow down where the cache ends.
-# Tried there and not worth it: products with Toeplitz or Fourier matrices at 128 positions (as long, or three times as long),
-# two real sequences in a complex transform (a tenth less at 128 positions, nothing from 2,048), torch's convolution for
-# the short one (twice as long), results of transforms in given memory (torch copies them there).
+# Tried there and not worth it: products with Toeplitz or Fourier matrices at 128 positions (as long, or three times as
+# long), two real sequences in a complex transform (a tenth less at 128 positions, nothing from 2,048), torch's own
+# convolution for the short one (twice as long), results of transforms in given memory (no gain).
 CHUNK_VALUES = {"cpu": 1 << 18}
 CHUNK_VALUES_ELSEWHERE = 1 << 26
 
