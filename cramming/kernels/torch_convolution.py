@@ -15,7 +15,7 @@ from cramming.kernels.reference import SHORT, written_out
 from cramming.kernels.types import as_given
 
 # Values of a signal worked on at a time. On a CPU with 2 MB of second-level cache half as many and twice as many were
-# no faster on the whole, a quarter slower: work has a cost besides itself, and transforms slow down where the cache ends.
+# no faster on the whole, a quarter slower: calls have a cost of their own, and transforms slow down beyond the cache.
 # Tried there and not worth it: products with Toeplitz or Fourier matrices at 128 positions (as long, or three times as
 # long), two real sequences in a complex transform (a tenth less at 128 positions, nothing from 2,048), torch's own
 # convolution for the short one (twice as long), results of transforms in given memory (no gain).
