@@ -7,6 +7,7 @@ but what was given. ``csrc/transform.h`` says how the kernels work.
 Shape legend: ``operands.py``; M points of a transform, N thread blocks that share a channel's sequences.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ LONGEST = 16384  # positions
 _SPECTRA, _SUMS = 1, 2
 _RESERVED = 1024  # bytes of shared memory that each block costs beside its own
 _BLOCKS_EACH = 8  # thread blocks wanted for each multiprocessor
-_LEAST_SEQUENCES = 8  # of a thread block: each transforms the filters anew
+_LEAST_SEQUENCES = 8  # of a thread block: each transforms the filters anew ...
+_POINTS_AT_ONCE = 4096  # ... and takes as many sequences at a time as make so many points, for at least ...
+_LEAST_ROUNDS = 4  # ... so many times
 
 
 class Room(NamedTuple):
@@ -58,7 +61,7 @@ def convolution_lacks(given: Convolution) -> str | None:
         return "sizes must be below 2^31"
     room = room_of(given.z.device)
     if _kept(given, back=True, room=room) is None:
-        needed = cuda.ops().transform_bytes(length, _filters(given), True, 0, False)
+        needed = _bytes(length, _filters(given), True, 0)
         return f"{length} positions take {needed} bytes of a thread block's shared memory: {room.block} are there"
     return None
 
@@ -106,6 +109,13 @@ def _contiguous(given: Convolution) -> Convolution:
     return Convolution(*(None if part is None else part.contiguous() for part in given))  # type: ignore[arg-type]
 
 
+@functools.cache
+def _bytes(length: int, filters: int, back: bool, kept: int, of_scratch: bool = False) -> int:
+    """Of a thread block: in shared memory, or in the memory beside it."""
+    found: int = cuda.ops().transform_bytes(length, filters, back, kept, of_scratch)
+    return found
+
+
 def _kept(given: Convolution, back: bool, room: Room) -> int | None:
     """What lies in shared memory; None: the exchange alone does not fit.
 
@@ -114,8 +124,7 @@ def _kept(given: Convolution, back: bool, room: Room) -> int | None:
     """
 
     def needed(kept: int) -> int:
-        found: int = cuda.ops().transform_bytes(given.z.shape[2], _filters(given), back, kept, False)
-        return found
+        return _bytes(given.z.shape[2], _filters(given), back, kept)
 
     if not back and 2 * (needed(_SPECTRA) + _RESERVED) <= room.multiprocessor:
         return _SPECTRA
@@ -130,8 +139,9 @@ def _plan(given: Convolution, back: bool) -> tuple[int, int, Tensor]:
     kept = _kept(given, back, room)
     assert kept is not None
     wanted = -(-_BLOCKS_EACH * room.multiprocessors // channels)
-    splits = max(1, min(wanted, sequences // _LEAST_SEQUENCES, 65535))
-    each = cuda.ops().transform_bytes(given.z.shape[2], filters, back, kept, True)
+    at_once = max(1, _POINTS_AT_ONCE // cuda.ops().transform_points(given.z.shape[2]))
+    splits = max(1, min(wanted, sequences // max(_LEAST_SEQUENCES, _LEAST_ROUNDS * at_once), 65535))
+    each = _bytes(given.z.shape[2], filters, back, kept, of_scratch=True)
     blocks = channels * splits * (filters if back else 1)
     return splits, kept, given.taps.new_empty(each // 4 * blocks)
 

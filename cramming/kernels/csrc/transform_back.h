@@ -229,14 +229,14 @@ convolve_back(Given given, Back back) {
         if (step == last) {
             constexpr float scale = 1.0f / P::points;
             const int64_t place = (int64_t(blockIdx.y) * given.count + number) * 2 * given.channels + channel;
-            float* const behind = back.of_filters + place * P::points;
-            float* const ahead = behind + int64_t(given.channels) * P::points;
+            float* const behind = settled(back.of_filters + place * P::points + j);
+            float* const ahead =
+                settled(back.of_filters + (place + given.channels + 1) * P::points - 1 - j);  // backwards
             if (group == 0) {
 #pragma unroll
                 for (int e = 0; e < held; e++) {
-                    const int t = offset<P>(e) + j;
-                    behind[t] = v[e].x * scale;
-                    ahead[P::points - 1 - t] = -v[e].y * scale;
+                    behind[offset<P>(e)] = v[e].x * scale;
+                    ahead[-offset<P>(e)] = -v[e].y * scale;
                 }
             }
         } else if (comes_back) {

@@ -38,6 +38,17 @@ DEVICE void by_kind(int kind, F f) {
     }
 }
 
+// A place in global memory that is worked out once, not anew for each of the loads or stores that lie about it.
+template <typename T>
+DEVICE T* settled(T* place) {
+#ifdef __CUDACC__
+    size_t address = __cvta_generic_to_global(place);
+    asm("" : "+l"(address));
+    place = static_cast<T*>(__cvta_global_to_generic(address));
+#endif
+    return place;
+}
+
 // A thread's positions of one sequence of a signal (C, B, S); 0 outside it, and in sequences that are not `live`.
 template <typename T>
 struct Row {
@@ -45,7 +56,8 @@ struct Row {
     int room;
 
     DEVICE Row(const void* signal, const Given& given, int channel, int sequence, bool live, int j)
-        : here(static_cast<const T*>(signal) + (int64_t(channel) * given.sequences + sequence) * given.length + j),
+        : here(settled(static_cast<const T*>(signal) +
+                       (int64_t(channel) * given.sequences + sequence) * given.length + j)),
           room(live ? given.length - j : 0) {}
     DEVICE float at(int offset) const { return offset < room ? to_float(here[offset]) : 0.0f; }
 };
@@ -81,7 +93,7 @@ struct Third {
 template <typename P>
 DEVICE void apply_mask(float2 (&v)[held], const Given& given, int sequence, bool live, int j) {
     if (!given.mask) return;
-    const uint8_t* const here = given.mask + int64_t(sequence) * given.length + j;
+    const uint8_t* const here = settled(given.mask + int64_t(sequence) * given.length + j);
     const int room = live ? given.length - j : 0;
 #pragma unroll
     for (int e = 0; e < held; e++) {
@@ -137,7 +149,7 @@ DEVICE void write_row(const float (&v)[held], void* signal, const Given& given, 
     const int room = live ? given.length - j : 0;
     by_kind(given.kind, [&](auto type) {
         using T = decltype(type);
-        T* const here = static_cast<T*>(signal) + place;
+        T* const here = settled(static_cast<T*>(signal) + place);
 #pragma unroll
         for (int e = 0; e < held; e++)
             if (offset<P>(e) < room) here[offset<P>(e)] = from_float<T>(v[e]);
@@ -152,9 +164,9 @@ DEVICE void read_filter(float2 (&v)[held], const Given& given, int number, int c
     const int rows = number ? given.filter_residual.rows : given.filter.rows;
     const int directions = number ? given.filter_residual.directions : given.filter.directions;
     const int behind = min(rows, given.length), ahead = directions == 2 ? min(rows, given.length - 1) : 0;
-    const float* const back = taps + int64_t(channel) * rows + j;
+    const float* const back = settled(taps + int64_t(channel) * rows + j);
     const int first = P::points - j;  // lag whose X^-lag = -i X^t, at the thread's first position
-    const float* const forth = taps + (int64_t(given.channels) + channel) * rows + first - 1;
+    const float* const forth = settled(taps + (int64_t(given.channels) + channel) * rows + first - 1);
 #pragma unroll
     for (int e = 0; e < held; e++)
         v[e] = make_float2(offset<P>(e) < behind - j ? back[offset<P>(e)] : 0.0f,
