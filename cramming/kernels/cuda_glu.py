@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cramming.kernels import cuda
+from cramming.kernels.glu_products import blocks_of, gradients_of
 from cramming.kernels.operands import Glu, GluGradients
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -43,7 +44,7 @@ def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
     kept = x.new_empty((len(x), 2 * pairs * width) if keep else 0)
     middle, out = x.new_empty(len(x), pairs * width), x.new_empty(len(x), blocks * outputs)
     cuda.ops().glu_forward(x, w_gate, w_value, middle, kept if keep else None)
-    parts, places = _blocks(middle, blocks), _blocks(out, blocks)
+    parts, places = blocks_of(middle, blocks), blocks_of(out, blocks)
     if bias is None:
         torch.bmm(parts, w_out.transpose(1, 2), out=places)
     else:  # rounded once, with the bias
@@ -53,27 +54,10 @@ def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
 
 def glu_back(given: Glu, kept: Tensor, gradient: Tensor) -> GluGradients:
     """(T, 2 p o), (T, q m) -> gradients of what was given."""
-    x, w_gate, w_value, w_out, bias = given = _readable(given)
-    pairs, blocks = len(w_gate), len(w_out)
-    gradient, kept = _piecewise(gradient), _piecewise(kept)
-    of_kept, middle = torch.empty_like(kept), x.new_empty(len(x), pairs * w_gate.shape[1])
-    cuda.ops().glu_backward(gradient, w_out.transpose(1, 2).contiguous(), kept, of_kept, middle)
-    of_x = torch.empty_like(x)
-    slopes, signals, places = (_blocks(part, 2 * pairs) for part in (of_kept, x, of_x))
-    torch.bmm(slopes[:pairs], w_gate, out=places[:pairs])
-    torch.bmm(slopes[pairs:], w_value, out=places[pairs:])
-    of_gate, of_value, of_out = (torch.empty_like(weight) for weight in (w_gate, w_value, w_out))
-    # One by one: of a single product with few outputs cuBLAS divides the long sum among all multiprocessors.
-    for number, place in enumerate((*of_gate, *of_value)):
-        torch.mm(slopes[number].t(), signals[number], out=place)
-    for number, (slope, part) in enumerate(zip(_blocks(gradient, blocks), _blocks(middle, blocks), strict=True)):
-        torch.mm(slope.t(), part, out=of_out[number])
-    return GluGradients(of_x, of_gate, of_value, of_out, None if bias is None else gradient.sum(0))
-
-
-def _blocks(rows: Tensor, number: int) -> Tensor:
-    """(T, number w) -> (number, T, w), a view."""
-    return rows.unflatten(1, (number, -1)).transpose(0, 1)
+    given, gradient, kept = _readable(given), _piecewise(gradient), _piecewise(kept)
+    of_kept, middle = torch.empty_like(kept), kept.new_empty(len(kept), kept.shape[1] // 2)
+    cuda.ops().glu_backward(gradient, given.w_out.transpose(1, 2).contiguous(), kept, of_kept, middle)
+    return gradients_of(given, of_kept, middle, gradient)
 
 
 def _readable(given: Glu) -> Glu:

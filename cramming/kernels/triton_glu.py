@@ -19,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from cramming.kernels.glu_products import blocks_of, gradients_of
 from cramming.kernels.operands import Glu, GluGradients
 from cramming.kernels.torch_glu import FEW
 from cramming.kernels.triton_glu_kernels import back, between, through
@@ -122,7 +123,7 @@ def _two_passes(given: Glu, keep: bool, out: Tensor, kept: Tensor) -> None:
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
-    torch.bmm(_blocks(middle, len(w_out)), w_out.transpose(1, 2), out=_blocks(out, len(w_out)))
+    torch.bmm(blocks_of(middle, len(w_out)), w_out.transpose(1, 2), out=blocks_of(out, len(w_out)))
     if bias is not None:
         out += bias
 
@@ -133,22 +134,10 @@ def glu_back(given: Glu, kept: Tensor, gradient: Tensor) -> GluGradients:
         wide = _wide(given)
         found = glu_back(wide, glu_forward(wide, True)[1], gradient.float())
         return GluGradients(*(None if part is None else part.to(given.x.dtype) for part in found))  # type: ignore[arg-type]
-    x, w_gate, w_value, w_out, bias = given = _contiguous(given)
-    gradient = gradient.contiguous()
-    with torch.cuda.device_of(x):
+    given, gradient = _contiguous(given), gradient.contiguous()
+    with torch.cuda.device_of(given.x):
         of_kept, middle = _through_middle(given, kept, gradient)
-    pairs, blocks = len(w_gate), len(w_out)
-    of_x = torch.empty_like(x)
-    slopes, signals, places = (_blocks(part, 2 * pairs) for part in (of_kept, x, of_x))
-    torch.bmm(slopes[:pairs], w_gate, out=places[:pairs])
-    torch.bmm(slopes[pairs:], w_value, out=places[pairs:])
-    of_gate, of_value, of_out = (torch.empty_like(weight) for weight in (w_gate, w_value, w_out))
-    # One by one: of a single product with few outputs cuBLAS divides the long sum among all multiprocessors.
-    for number, place in enumerate((*of_gate, *of_value)):
-        torch.mm(slopes[number].t(), signals[number], out=place)
-    for number, (slope, part) in enumerate(zip(_blocks(gradient, blocks), _blocks(middle, blocks), strict=True)):
-        torch.mm(slope.t(), part, out=of_out[number])
-    return GluGradients(of_x, of_gate, of_value, of_out, None if bias is None else gradient.sum(0))
+    return gradients_of(given, of_kept, middle, gradient)
 
 
 def _through_middle(given: Glu, kept: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,11 +172,6 @@ def _shared_memory(x: Tensor) -> int:
     properties = torch.cuda.get_device_properties(x.device)
     asked = getattr(properties, "shared_memory_per_block_optin", None)  # which only some makers' GPUs tell apart
     return int(properties.shared_memory_per_block if asked is None else asked)
-
-
-def _blocks(rows: Tensor, number: int) -> Tensor:
-    """(T, number w) -> (number, T, w), a view."""
-    return rows.unflatten(1, (number, -1)).transpose(0, 1)
 
 
 def _contiguous(given: Glu) -> Glu:

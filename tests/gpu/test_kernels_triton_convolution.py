@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cramming.kernels import gated_long_conv
+from tests.gpu.device_laws import replays_as_it_runs, waits_for_its_stream
 from tests.kernels import laws
 from tests.kernels.kernel_cases import ConvolutionCase, hold_convolution
 from tests.kernels.whole_numbers import all_of, hold_exactly
@@ -97,47 +99,11 @@ def test_more_elements_than_32_bits_can_number() -> None:
 
 
 def test_recorded_as_a_graph_and_replayed() -> None:
-    operands = MODEL.operands(torch.bfloat16, "cuda")
-    z = operands[0]
-    assert z is not None
-    incoming = torch.ones(MODEL.channels, MODEL.sequences, MODEL.length, dtype=torch.bfloat16, device="cuda")
-    all_of(operands, "triton", incoming)  # compiled, and torch's libraries loaded
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        all_of(operands, "triton", incoming)
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = all_of(operands, "triton", incoming)
-    for seed in range(3):
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            z.copy_(torch.randn_like(z))
-        graph.replay()
-        eager = all_of(operands, "triton", incoming)
-        assert all(torch.equal(one, other) for one, other in zip(recorded, eager, strict=True))
+    replays_as_it_runs(gated_long_conv, MODEL.operands(torch.bfloat16, "cuda"), "triton")
 
 
 def test_on_a_second_stream() -> None:
-    """What the stream has before it is waited for, and what it does is on it: a long pause, then the operands."""
-    operands = MODEL.operands(torch.bfloat16, "cuda")
-    expected = laws.slopes_of(OP, operands, "triton")
-    late = [
-        part if part is None or part.dtype == torch.bool else torch.full_like(part, torch.nan).requires_grad_()
-        for part in operands
-    ]
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        torch.cuda._sleep(50_000_000)
-        with torch.no_grad():
-            for place, part in zip(late, operands, strict=True):
-                if place is not None and part is not None:
-                    place.copy_(part)
-        found = laws.slopes_of(OP, late, "triton")
-    beside.synchronize()
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    waits_for_its_stream(gated_long_conv, MODEL.operands(torch.bfloat16, "cuda"), "triton")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

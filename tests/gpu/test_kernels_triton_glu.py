@@ -1,15 +1,13 @@
 """``block_diagonal_glu`` by Triton, compiled, on an NVIDIA GPU: M2-BERT's sizes, graphs, streams, several devices."""
 
-from functools import partial
-
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 
 from cramming.kernels import block_diagonal_glu, triton_glu
 from cramming.kernels.operands import Glu
+from tests.gpu.device_laws import replays_as_it_runs, waits_for_its_stream
 from tests.kernels import laws
 from tests.kernels.kernel_cases import GluCase, hold_glu
 
@@ -84,50 +82,11 @@ def test_more_elements_than_32_bits_can_number() -> None:
 
 
 def test_recorded_as_a_graph_and_replayed() -> None:
-    operands = sized(512).operands(torch.bfloat16, "cuda")
-    step = partial(laws.slopes_of, OP, operands, "triton")
-    x = operands[0]
-    assert x is not None
-    incoming = torch.ones(512, 4 * WIDTHS[0], dtype=torch.bfloat16, device="cuda")
-    leaves = [part for part in operands if part is not None]
-
-    def both() -> list[Tensor]:
-        made = block_diagonal_glu(*operands, backend="triton")  # type: ignore[arg-type]
-        return [made, *torch.autograd.grad(made, leaves, incoming)]
-
-    step()  # compiled, and torch's libraries loaded
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        both()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = both()
-    for seed in range(3):
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            x.copy_(torch.randn_like(x))
-        graph.replay()
-        assert all(torch.equal(one, other) for one, other in zip(recorded, both(), strict=True))
+    replays_as_it_runs(block_diagonal_glu, sized(512).operands(torch.bfloat16, "cuda"), "triton")
 
 
 def test_on_a_second_stream() -> None:
-    """What the stream has before it is waited for, and what it does is on it: a long pause, then the operands."""
-    operands = sized(4096).operands(torch.bfloat16, "cuda")
-    expected = laws.slopes_of(OP, operands, "triton")
-    late = [None if part is None else torch.full_like(part, torch.nan).requires_grad_() for part in operands]
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        torch.cuda._sleep(50_000_000)
-        with torch.no_grad():
-            for place, part in zip(late, operands, strict=True):
-                if place is not None:
-                    place.copy_(part)
-        found = laws.slopes_of(OP, late, "triton")
-    beside.synchronize()
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    waits_for_its_stream(block_diagonal_glu, sized(4096).operands(torch.bfloat16, "cuda"), "triton")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -56,7 +56,7 @@ def test_it_is_the_definition(case: GluCase, passes: str) -> None:
 def test_it_is_the_definition_in_16_bits(
     dtype: torch.dtype, case: GluCase, passes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert case.tokens * case.pairs * case.width >= FEW
+    monkeypatch.setattr(triton_glu, "FEW", 0)
     monkeypatch.setattr(triton_glu, "AS_INTERPRETED", triton_glu.Tiles(64, 32, 32, 1, 1))
     hold_glu(case, dtype, "triton", DEVICE)
 
