@@ -4,6 +4,7 @@ A backend is asked through the public functions; what it gives is compared with 
 float64, by the norm of the difference over the norm: outputs and every gradient.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -130,6 +131,6 @@ def exactly(part: Tensor) -> Tensor:
 def error(found: Tensor, exact: Tensor) -> float:
     """||found - exact|| / ||exact||; infinite for what is not finite, 0 where both are zero."""
     difference, size = float((found.detach().double() - exact.detach()).norm()), float(exact.detach().norm())
-    if difference != difference:  # NaN
+    if math.isnan(difference):
         return float("inf")
     return difference / size if size else (0.0 if difference == 0 else float("inf"))
