@@ -24,13 +24,13 @@ def lacks(device: torch.device | str) -> str | None:
     why = _unfit(device)
     if why is not None:
         return why
-    path = sources.found()
-    if path is None:
-        return f"built of other sources: {_MAKE} again" if sources.stale() else f"not built: {_MAKE}"
-    try:
-        ops()
-    except (OSError, RuntimeError) as error:
-        return f"the library does not load: {str(error).splitlines()[0]}"
+    if not ops.cache_info().currsize:  # once it is loaded, sources are not read again: every call of an operation asks
+        if sources.found() is None:
+            return f"built of other sources: {_MAKE} again" if sources.stale() else f"not built: {_MAKE}"
+        try:
+            ops()
+        except (OSError, RuntimeError) as error:
+            return f"the library does not load: {str(error).splitlines()[0]}"
     return _probed(torch.cuda.current_device() if device.index is None else device.index)
 
 

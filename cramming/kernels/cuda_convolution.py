@@ -1,7 +1,7 @@
 """``gated_long_conv`` by the compiled kernels: which of their two families does what.
 
-Toeplitz products (``cuda_toeplitz``) are for 16-bit signals of at most ``SHORT`` positions: there a matrix unit has
-done all products before a transform's additions are through. Transforms (``cuda_transform``) do the rest.
+Toeplitz products (``cuda_toeplitz``) are for 16-bit signals of at most ``SHORT`` positions: so many, matrix units
+multiply in less time than transforms exchange theirs. Transforms (``cuda_transform``) do the rest.
 
 Shape legend: ``operands.py``.
 """
@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cramming.kernels import cuda, cuda_toeplitz
+from cramming.kernels import cuda, cuda_toeplitz, cuda_transform
 from cramming.kernels.operands import Convolution, ConvolutionGradients
 
 SHORT = 512  # positions
@@ -21,8 +21,6 @@ def family(given: Convolution) -> ModuleType:
     """The module that does this: by type and length alone, so that the same operands take the same way everywhere."""
     if given.z.dtype in cuda_toeplitz.DTYPES and given.z.shape[2] <= SHORT:
         return cuda_toeplitz
-    from cramming.kernels import cuda_transform
-
     return cuda_transform
 
 

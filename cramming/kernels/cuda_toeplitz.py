@@ -1,7 +1,8 @@
 """``gated_long_conv`` of 16-bit signals by the compiled Toeplitz kernels, for short sequences.
 
-Sums are float32; products of signals and taps are rounded once, to 16 bits, before they meet the matrix units. What is
-kept for the backward pass is what was given. ``csrc/toeplitz.h`` says how the kernels work.
+Sums are float32, and so are lag 0 and all products but those of the long convolutions' other lags, whose signals and
+taps are rounded to 16 bits for the matrix units. What is kept for the backward pass is what was given.
+``csrc/toeplitz.h`` says how the kernels work.
 
 Shape legend: ``operands.py``; N thread blocks that share a channel's sequences, P the lesser of R and S.
 """
@@ -19,13 +20,13 @@ _TILE_SEQUENCES, _TILE_POSITIONS, _LEAST_TILES = 16, 128, 4  # as in csrc/toepli
 
 def convolution_lacks(given: Convolution) -> str | None:
     """Why these kernels cannot do this; whether they are there at all is not asked here."""
-    channels, _, length = given.z.shape
+    channels, sequences, length = given.z.shape
     if given.z.dtype not in DTYPES:
         return f"Toeplitz kernels are for bfloat16 and float16, not {str(given.z.dtype).removeprefix('torch.')}"
     if length > LONGEST:
         return f"Toeplitz kernels are for at most {LONGEST} positions, not {length}"
-    if channels // 3 * splits_of(given.z) >= 2**31:
-        return f"a launch has at most 2^31 - 1 thread blocks: {channels // 3} channels are too many"
+    if max(3 * channels, (sequences + 64) * length, channels * splits_of(given.z)) >= 2**31:
+        return f"Toeplitz kernels count in 32 bits: {channels // 3} channels of {sequences} sequences are too many"
     return None
 
 

@@ -1,8 +1,7 @@
 // gated_long_conv of 16-bit signals, backward: from the operands and the slope of its output, nothing else kept.
 //
-// With s = x1 v, c = long(s), y = x2 c + long(u) and a dash for slopes, long' being long with its taps' signs of lags
-// turned:
-//   c' = y' x2;   s' = long'(c');   x1' = s' v;   v' = s' x1;   x2' = y' c;   z' from these through the short convolution
+// With s = x1 v, c = long(s), y = x2 c + long(u) and a dash for slopes, long' being long with all lags turned round:
+//   c' = y' x2;   s' = long'(c');   x1' = s' v;   v' = s' x1;   x2' = y' c;   z' from these, short convolutions turned
 //   taps'[lag] = sum over sequences and t of c'[t + lag] s[t], of the bias that of lag 0;   u' = long'(y')
 // `backward` does the first filter, `backward_residual` the second; thread blocks and warps share the work as forward's
 // do. c' and s are in shared memory in 16 bits for products, but lag 0 and all else is float32. Signals that are needed
@@ -64,11 +63,8 @@ DEVICE float2 after8(const float (&slopes)[8], float2 carried) {
 // [16 sequences].
 template <typename T, bool WIDE>
 DEVICE void leave_edge(float2* edges, Sums& sums, const T* gate, const Short& by, int half, const Work& work) {
-    uint32_t words[4];
-    load8<T, WIDE>(words, gate + work.at[half], work.there[half]);
     float was[10], x[8];
-    unpack10<T>(was, words, pair_before<T, WIDE>(gate, half, work));
-    short8(x, was, by);
+    convolved_alone<T, WIDE>(was, x, gate, 0, half, by, work);
     if (lane_number() % 4 == 0)
         edges[half * 8 + lane_number() / 4] =
             make_float2(sum_at(sums, 0, half, 0) * x[0], sum_at(sums, 0, half, 1) * x[1]);
@@ -91,7 +87,7 @@ DEVICE void leave_sums(float* place, const ShortSums& sums) {
 }
 
 template <typename T, bool WIDE>
-KERNEL void __launch_bounds__(32 * most_tiles, 1) backward(Backward<T> given, Sizes sizes) {
+KERNEL void THREE_BLOCKS backward(Backward<T> given, Sizes sizes) {
     SHARED(uint4, gated);                                // s
     uint4* const incoming = gated + sizes.signal_units;  // c'
     float2* const edges = reinterpret_cast<float2*>(incoming + sizes.signal_units);  // 3 x warps x 16
@@ -105,9 +101,7 @@ KERNEL void __launch_bounds__(32 * most_tiles, 1) backward(Backward<T> given, Si
     const T* const x2_given = matrix(given.z, channels + channel, sizes);
     const T* const v_given = matrix(given.z, 2 * channels + channel, sizes);
     const T* const gradient = matrix(given.gradient, channel, sizes);
-    const Short x1_by(given.short_weight, given.short_bias, channel);
-    const Short x2_by(given.short_weight, given.short_bias, channels + channel);
-    const Short v_by(given.short_weight, given.short_bias, 2 * channels + channel);
+    float* const own_sums = shared_sums + work.warp * warp_sums;
 
     const Filter taps(given.taps, given.directions, given.count, channel, sizes);
     fill_filter<T>(filter, taps, false, sizes);
@@ -117,118 +111,129 @@ KERNEL void __launch_bounds__(32 * most_tiles, 1) backward(Backward<T> given, Si
     float here_slope = 0.0f;  // of tap 0, and of the bias
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const Third<T, WIDE> x1(x1_given, half, work), v(v_given, half, work), x2(x2_given, half, work);
+        work.next_phase();
+        const Short x2_by(given.short_weight, given.short_bias, channels + channel);
+        const Third<T, WIDE> x2(x2_given, half, work);
         Stretch y;
         load<T, WIDE>(y, gradient, half, work);
 #pragma unroll
         for (int j = 0; j < tile_blocks; j++) {
-            const int place = own_units + j * block_units + own_unit(half);
-            float was[10], s[8], x[8];
-            x1.convolved(was, s, j, x1_by);
-            v.convolved(was, x, j, v_by);
-#pragma unroll
-            for (int n = 0; n < 8; n++) s[n] = work.keeps(half, j, n) ? s[n] * x[n] : 0.0f;
-            gated[place] = packed8<T>(s);
+            float was[10], x[8];
             x2.convolved(was, x, j, x2_by);
 #pragma unroll
+            for (int n = 0; n < 8; n++) sum_at(sums, j, half, n) = x[n] *= part<T>(y[j], n);
+            incoming[own_units + j * block_units + own_unit(half)] = packed8<T>(x);
+        }
+        work.next_phase();
+        const Short x1_by(given.short_weight, given.short_bias, channel);
+        const Short v_by(given.short_weight, given.short_bias, 2 * channels + channel);
+        const Third<T, WIDE> x1(x1_given, half, work), v(v_given, half, work);
+#pragma unroll
+        for (int j = 0; j < tile_blocks; j++) {
+            float was[10], s[8], values[8];
+            x1.convolved(was, s, j, x1_by);
+            v.convolved(was, values, j, v_by);
+#pragma unroll
             for (int n = 0; n < 8; n++) {
-                x[n] *= part<T>(y[j], n);
-                sum_at(sums, j, half, n) = here * x[n];
-                here_slope += x[n] * s[n];
+                s[n] = work.keeps(half, j, n) ? s[n] * values[n] : 0.0f;
+                here_slope += sum_at(sums, j, half, n) * s[n];
+                sum_at(sums, j, half, n) *= here;
             }
-            incoming[place] = packed8<T>(x);
+            gated[own_units + j * block_units + own_unit(half)] = packed8<T>(s);
         }
     }
+    leave_sums(own_sums + 12, {here_slope, 0, 0, 0});
     __syncthreads();
 
     // s' = long'(c'), x1' = s' v, v' = s' x1, and through their short convolutions; then sums begin anew.
     float2* const x1_edges = edges + work.warp * tile_sequences;
     float2* const x2_edges = x1_edges + sizes.warps * tile_sequences;
     float2* const v_edges = x2_edges + sizes.warps * tile_sequences;
-    if (!work.idle) {
-        multiply<T>(sums, incoming, turned, work, sizes);
+    multiply<T>(sums, incoming, turned, work, sizes);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < 2; half++) {
+        work.next_phase();
 #pragma unroll
-            for (int j = 0; j < tile_blocks; j++)
+        for (int j = 0; j < tile_blocks; j++)
 #pragma unroll
-                for (int n = 0; n < 8; n++)
-                    if (!work.keeps(half, j, n)) sum_at(sums, j, half, n) = 0.0f;
-            if (work.tile > 0) {
-                leave_edge<T, WIDE>(x1_edges, sums, v_given, v_by, half, work);
-                leave_edge<T, WIDE>(v_edges, sums, x1_given, x1_by, half, work);
-            }
+            for (int n = 0; n < 8; n++)
+                if (!work.keeps(half, j, n)) sum_at(sums, j, half, n) = 0.0f;
+        if (work.tile > 0) {
+            leave_edge<T, WIDE>(x1_edges, sums, v_given,
+                                Short(given.short_weight, given.short_bias, 2 * channels + channel), half, work);
+            leave_edge<T, WIDE>(v_edges, sums, x1_given, Short(given.short_weight, given.short_bias, channel), half,
+                                work);
         }
     }
     __syncthreads();
-    ShortSums x1_sums = {0, 0, 0, 0}, x2_sums = {0, 0, 0, 0}, v_sums = {0, 0, 0, 0};
-    if (!work.idle) {
-        T* const of_x1 = matrix(given.of_z, channel, sizes);
-        T* const of_v = matrix(given.of_z, 2 * channels + channel, sizes);
+    ShortSums x1_sums = {0, 0, 0, 0}, v_sums = {0, 0, 0, 0};
+    T* const of_x1 = matrix(given.of_z, channel, sizes);
+    T* const of_v = matrix(given.of_z, 2 * channels + channel, sizes);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const Third<T, WIDE> x1(x1_given, half, work), v(v_given, half, work);
-            float2 x1_next = edge_behind(x1_edges, half, work, sizes), v_next = edge_behind(v_edges, half, work, sizes);
+    for (int half = 0; half < 2; half++) {
+        work.next_phase();
+        const Short x1_by(given.short_weight, given.short_bias, channel);
+        const Short v_by(given.short_weight, given.short_bias, 2 * channels + channel);
+        float2 x1_next = edge_behind(x1_edges, half, work, sizes), v_next = edge_behind(v_edges, half, work, sizes);
 #pragma unroll
-            for (int j = tile_blocks - 1; j >= 0; j--) {
-                const int64_t at = work.at[half] + j * block_positions;
-                const int there = work.there[half] - j * block_positions;
-                float x1_was[10], x1_slopes[8], v_was[10], v_slopes[8], back[8];
-                x1.convolved(x1_was, x1_slopes, j, x1_by);
-                v.convolved(v_was, v_slopes, j, v_by);
+        for (int j = tile_blocks - 1; j >= 0; j--) {
+            const int64_t at = work.at[half] + j * block_positions;
+            const int there = work.there[half] - j * block_positions;
+            float x1_was[10], x1_slopes[8], v_was[10], v_slopes[8], back[8];
+            convolved_alone<T, WIDE>(x1_was, x1_slopes, x1_given, j, half, x1_by, work);
+            convolved_alone<T, WIDE>(v_was, v_slopes, v_given, j, half, v_by, work);
 #pragma unroll
-                for (int n = 0; n < 8; n++) {
-                    float& sum = sum_at(sums, j, half, n);
-                    const float slope = sum, first = x1_slopes[n], value = v_slopes[n];
-                    sum = work.keeps(half, j, n) ? here * (first * value) : 0.0f;  // of what follows
-                    x1_slopes[n] = slope * value, v_slopes[n] = slope * first;
-                }
-                short_back8(back, x1_sums, x1_slopes, after8(x1_slopes, x1_next), x1_was, x1_by);
-                store8<T, WIDE>(of_x1 + at, there, back);
-                short_back8(back, v_sums, v_slopes, after8(v_slopes, v_next), v_was, v_by);
-                store8<T, WIDE>(of_v + at, there, back);
-                x1_next = make_float2(x1_slopes[0], x1_slopes[1]), v_next = make_float2(v_slopes[0], v_slopes[1]);
+            for (int n = 0; n < 8; n++) {
+                float& sum = sum_at(sums, j, half, n);
+                const float slope = sum, first = x1_slopes[n], value = v_slopes[n];
+                sum = work.keeps(half, j, n) ? here * (first * value) : 0.0f;  // of what follows
+                x1_slopes[n] = slope * value, v_slopes[n] = slope * first;
             }
-        }
-
-        // x2' = y' long(s), and through its short convolution.
-        multiply<T>(sums, gated, filter, work, sizes);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            Stretch y;
-            load<T, WIDE>(y, gradient, half, work);
-#pragma unroll
-            for (int j = 0; j < tile_blocks; j++)
-#pragma unroll
-                for (int n = 0; n < 8; n++) sum_at(sums, j, half, n) *= part<T>(y[j], n);
-            if (lane_number() % 4 == 0)
-                x2_edges[half * 8 + lane_number() / 4] = make_float2(sum_at(sums, 0, half, 0), sum_at(sums, 0, half, 1));
+            short_back8(back, x1_sums, x1_slopes, after8(x1_slopes, x1_next), x1_was, x1_by);
+            store8<T, WIDE>(of_x1 + at, there, back);
+            short_back8(back, v_sums, v_slopes, after8(v_slopes, v_next), v_was, v_by);
+            store8<T, WIDE>(of_v + at, there, back);
+            x1_next = make_float2(x1_slopes[0], x1_slopes[1]), v_next = make_float2(v_slopes[0], v_slopes[1]);
         }
     }
-    __syncthreads();
-    if (!work.idle) {
-        T* const of_x2 = matrix(given.of_z, channels + channel, sizes);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const Third<T, WIDE> x2(x2_given, half, work);
-            float2 next = edge_behind(x2_edges, half, work, sizes);
-#pragma unroll
-            for (int j = tile_blocks - 1; j >= 0; j--) {
-                float was[10], slopes[8], back[8];
-                unpack10<T>(was, x2.stretch[j], j ? x2.stretch[j ? j - 1 : 0][3] : x2.before);
-#pragma unroll
-                for (int n = 0; n < 8; n++) slopes[n] = sum_at(sums, j, half, n);
-                short_back8(back, x2_sums, slopes, after8(slopes, next), was, x2_by);
-                store8<T, WIDE>(of_x2 + work.at[half] + j * block_positions, work.there[half] - j * block_positions, back);
-                next = make_float2(slopes[0], slopes[1]);
-            }
-        }
-    }
-    float* const own_sums = shared_sums + work.warp * warp_sums;
     leave_sums(own_sums, x1_sums);
-    leave_sums(own_sums + 4, x2_sums);
     leave_sums(own_sums + 8, v_sums);
-    leave_sums(own_sums + 12, {here_slope, 0, 0, 0});
+
+    // x2' = y' long(s), and through its short convolution.
+    multiply<T>(sums, gated, filter, work, sizes);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        work.next_phase();
+        Stretch y;
+        load<T, WIDE>(y, gradient, half, work);
+#pragma unroll
+        for (int j = 0; j < tile_blocks; j++)
+#pragma unroll
+            for (int n = 0; n < 8; n++) sum_at(sums, j, half, n) *= part<T>(y[j], n);
+        if (lane_number() % 4 == 0)
+            x2_edges[half * 8 + lane_number() / 4] = make_float2(sum_at(sums, 0, half, 0), sum_at(sums, 0, half, 1));
+    }
+    __syncthreads();
+    ShortSums x2_sums = {0, 0, 0, 0};
+    T* const of_x2 = matrix(given.of_z, channels + channel, sizes);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        work.next_phase();
+        const Short x2_by(given.short_weight, given.short_bias, channels + channel);
+        const Third<T, WIDE> x2(x2_given, half, work);
+        float2 next = edge_behind(x2_edges, half, work, sizes);
+#pragma unroll
+        for (int j = tile_blocks - 1; j >= 0; j--) {
+            float was[10], slopes[8], back[8];
+            unpack10<T>(was, x2.stretch[j], j ? x2.stretch[j ? j - 1 : 0][3] : x2.before);
+#pragma unroll
+            for (int n = 0; n < 8; n++) slopes[n] = sum_at(sums, j, half, n);
+            short_back8(back, x2_sums, slopes, after8(slopes, next), was, x2_by);
+            store8<T, WIDE>(of_x2 + work.at[half] + j * block_positions, work.there[half] - j * block_positions, back);
+            next = make_float2(slopes[0], slopes[1]);
+        }
+    }
+    leave_sums(own_sums + 4, x2_sums);
     __syncthreads();
 
     if (threadIdx.x < warp_sums) {
@@ -246,7 +251,7 @@ KERNEL void __launch_bounds__(32 * most_tiles, 1) backward(Backward<T> given, Si
 }
 
 template <typename T, bool WIDE>
-KERNEL void __launch_bounds__(32 * most_tiles, 2) backward_residual(BackwardResidual<T> given, Sizes sizes) {
+KERNEL void THREE_BLOCKS backward_residual(BackwardResidual<T> given, Sizes sizes) {
     SHARED(uint4, plain);                                // u
     uint4* const incoming = plain + sizes.signal_units;  // y'
     uint32_t* const turned = reinterpret_cast<uint32_t*>(incoming + sizes.signal_units);
@@ -259,6 +264,7 @@ KERNEL void __launch_bounds__(32 * most_tiles, 2) backward_residual(BackwardResi
     const float here = taps.here(given.bias, channel);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+        work.next_phase();
         Stretch u, y;
         load<T, WIDE>(u, matrix(given.u, channel, sizes), half, work);
         load<T, WIDE>(y, matrix(given.gradient, channel, sizes), half, work);
@@ -271,24 +277,22 @@ KERNEL void __launch_bounds__(32 * most_tiles, 2) backward_residual(BackwardResi
     }
     __syncthreads();
 
-    if (!work.idle) {
-        Sums sums;
-        clear(sums);
-        multiply<T>(sums, incoming, turned, work, sizes);
-        T* const of_u = matrix(given.of_u, channel, sizes);
+    Sums sums;
+    clear(sums);
+    multiply<T>(sums, incoming, turned, work, sizes);
+    T* const of_u = matrix(given.of_u, channel, sizes);
 #pragma unroll
-        for (int half = 0; half < 2; half++)
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-            for (int j = 0; j < tile_blocks; j++) {
-                uint32_t words[4];
-                get8(words, incoming + own_units + j * block_units, half);
-                float back[8];
+        for (int j = 0; j < tile_blocks; j++) {
+            uint32_t words[4];
+            get8(words, incoming + own_units + j * block_units, half);
+            float back[8];
 #pragma unroll
-                for (int n = 0; n < 8; n++)
-                    back[n] = work.keeps(half, j, n) ? sum_at(sums, j, half, n) + here * part<T>(words, n) : 0.0f;
-                store8<T, WIDE>(of_u + work.at[half] + j * block_positions, work.there[half] - j * block_positions, back);
-            }
-    }
+            for (int n = 0; n < 8; n++)
+                back[n] = work.keeps(half, j, n) ? sum_at(sums, j, half, n) + here * part<T>(words, n) : 0.0f;
+            store8<T, WIDE>(of_u + work.at[half] + j * block_positions, work.there[half] - j * block_positions, back);
+        }
     __syncthreads();  // the filter has been used: its place is the scratch of the taps' slopes
     const int64_t of_split = static_cast<int64_t>(work.split) * given.directions * sizes.channels * given.count_kept;
     slopes_of_taps<T>(given.of_taps + of_split, given.directions, given.count_kept, incoming, plain,
@@ -303,8 +307,8 @@ inline size_t shared_bytes(const Sizes& sizes, int filters, int floats) {
 
 }  // namespace toeplitz
 
-// z (3C, B, S), gradient (C, B, S), taps (D, C, R), mask (B, S) or null -> of_z (3C, B, S), of_taps (splits, D, C, P), P
-// the lesser of R and S, of_short (splits, 3C, 4: weight and bias); `half`: float16, not bfloat16.
+// z (3C, B, S), gradient (C, B, S), taps (D, C, R), mask (B, S) or null -> of_z (3C, B, S), of_taps (splits, D, C, P),
+// P the lesser of R and S, of_short (splits, 3C, 4: weight and bias); `half`: of float16, else of bfloat16.
 extern "C" const char* toeplitz_backward(const void* z, const void* gradient, const float* taps, const float* bias,
                                          const float* short_weight, const float* short_bias, const void* mask,
                                          void* of_z, float* of_taps, float* of_short, int64_t channels,

@@ -20,7 +20,7 @@ struct Forward {
 };
 
 template <typename T, bool WIDE>
-KERNEL void __launch_bounds__(32 * most_tiles, 2) forward(Forward<T> given, Sizes sizes) {
+KERNEL void THREE_BLOCKS forward(Forward<T> given, Sizes sizes) {
     SHARED(uint4, gated);
     uint4* const plain = gated + sizes.signal_units;
     uint32_t* const filter = reinterpret_cast<uint32_t*>(given.u ? plain + sizes.signal_units : plain);
@@ -44,10 +44,16 @@ KERNEL void __launch_bounds__(32 * most_tiles, 2) forward(Forward<T> given, Size
         const Short v_by(given.short_weight, given.short_bias, 2 * channels + channel);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
+            work.next_phase();
             const Third<T, WIDE> x1(matrix(given.z, channel, sizes), half, work);
             const Third<T, WIDE> v(matrix(given.z, 2 * channels + channel, sizes), half, work);
             Stretch u;
-            if (given.u) load<T, WIDE>(u, matrix(given.u, channel, sizes), half, work);
+            if (given.u) {
+                load<T, WIDE>(u, matrix(given.u, channel, sizes), half, work);
+#pragma unroll
+                for (int j = 0; j < tile_blocks; j++)
+                    put8(plain, own_units + j * block_units + own_unit(half), u[j], work.kept[half] >> 8 * j);
+            }
 #pragma unroll
             for (int j = 0; j < tile_blocks; j++) {
                 const int place = own_units + j * block_units + own_unit(half);
@@ -60,35 +66,38 @@ KERNEL void __launch_bounds__(32 * most_tiles, 2) forward(Forward<T> given, Size
                     sum_at(sums, j, half, n) = here * s[n];
                 }
                 gated[place] = packed8<T>(s);
-                if (given.u) put8(plain, place, u[j], work.kept[half] >> 8 * j);
             }
         }
     }
     __syncthreads();
-    if (work.idle) return;
 
     multiply<T>(sums, gated, filter, work, sizes);
-    const Short x2_by(given.short_weight, given.short_bias, channels + channel);
+    work.next_phase();
+    {
+        const Short x2_by(given.short_weight, given.short_bias, channels + channel);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const Third<T, WIDE> x2(matrix(given.z, channels + channel, sizes), half, work);
+        for (int half = 0; half < 2; half++) {
+            work.next_phase();
+            const Third<T, WIDE> x2(matrix(given.z, channels + channel, sizes), half, work);
 #pragma unroll
-        for (int j = 0; j < tile_blocks; j++) {
-            float was[10], x[8];
-            x2.convolved(was, x, j, x2_by);
+            for (int j = 0; j < tile_blocks; j++) {
+                float was[10], x[8];
+                x2.convolved(was, x, j, x2_by);
 #pragma unroll
-            for (int n = 0; n < 8; n++) sum_at(sums, j, half, n) *= x[n];
+                for (int n = 0; n < 8; n++) sum_at(sums, j, half, n) *= x[n];
+            }
         }
     }
 
     if (given.u) multiply<T>(sums, plain, filter_residual, work, sizes);
-    T* const mixed = matrix(given.mixed, channel, sizes);
+    const uint4* const own_plain = plain + own_units;
+    T* const mixed = matrix(given.mixed, work.channel, sizes);
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
         for (int j = 0; j < tile_blocks; j++) {
             uint32_t words[4] = {0, 0, 0, 0};
-            if (given.u) get8(words, plain + own_units + j * block_units, half);
+            if (given.u) get8(words, own_plain + j * block_units, half);
             float y[8];
 #pragma unroll
             for (int n = 0; n < 8; n++) y[n] = sum_at(sums, j, half, n) + here_residual * part<T>(words, n);
@@ -108,7 +117,8 @@ const char* run_forward(const Forward<T>& given, const Sizes& sizes, void* strea
 
 }  // namespace toeplitz
 
-// z (3C, B, S), u (C, B, S) or null, taps (D, C, R), mask (B, S) or null -> mixed (C, B, S); `half`: float16, not bfloat16.
+// z (3C, B, S), u (C, B, S) or null, taps (D, C, R), mask (B, S) or null -> mixed (C, B, S); `half`: of float16, else
+// of bfloat16.
 extern "C" const char* toeplitz_forward(const void* z, const void* u, const float* taps, const float* taps_residual,
                                         const float* bias, const float* bias_residual, const float* short_weight,
                                         const float* short_bias, const void* mask, void* mixed, int64_t channels,

@@ -1,12 +1,12 @@
 // Slopes of a filter's taps: for every lag the sum over sequences and positions of a[b, t + lag] x[b, t].
 //
 // By tiles of 16 by 16 positions, sequences being the inner dimension of the matrix instruction: the operands are those
-// of toeplitz.h's tiles, read across (ldmatrix with transposition). Tile (i, k) holds lags 16 (i - k) + row - column, so
-// all tiles of a diagonal i - k, of all sequences, are summed in the same registers; a warp takes four diagonals at a
-// time, which need one new tile of x for each tile of a. Three steps are left: the four 8 x 8 parts of a tile lie on
-// three diagonals of parts, shared with the neighbouring tiles' (in registers); a part's own diagonals are summed by way
-// of shared memory; and the 15 lags that two groups of four diagonals share are summed when all are done. All of it in a
-// fixed order.
+// of toeplitz.h's tiles, read across (ldmatrix with transposition). Tile (i, k) holds lags 16 (i - k) + row - column,
+// so all tiles of a diagonal i - k, of all sequences, are summed in the same registers; a warp takes four diagonals at
+// a time, which need one new tile of x for each tile of a. Three steps are left: the four 8 x 8 parts of a tile lie on
+// three diagonals of parts, shared with the neighbouring tiles' (in registers); a part's own diagonals are summed by
+// way of shared memory; and the 15 lags that two groups of four diagonals share are summed when all are done. All of it
+// in a fixed order.
 #pragma once
 
 #include "toeplitz.h"
@@ -33,7 +33,7 @@ DEVICE void read_across(uint32_t (&r)[4], const uint4* signal, int tile) {
     ldmatrix_x4_trans(r, signal + tile / 2 * block_units + unit(matrix / 2, lane % 8, tile % 2 * 2 + matrix % 2));
 }
 
-// Slopes of the taps with lags of group n; a and x in shared memory, `gathered` the warp's own, sums[80] of the group's.
+// Slopes of the taps with lags of group n; a and x in shared memory, `gathered` the warp's own, sums[80] the group's.
 template <typename T>
 DEVICE void correlate(const uint4* a, const uint4* x, int n, float* gathered, float* sums, const Work& work,
                       const Sizes& sizes) {
@@ -45,8 +45,8 @@ DEVICE void correlate(const uint4* a, const uint4* x, int n, float* gathered, fl
         for (int half = 0; half < 2; half++)
 #pragma unroll
             for (int k = 0; k < 4; k++) tile_sums[d][half][k] = 0.0f;
-    // Tile i of a meets tiles i - 4n - d of x, d = 0 .. 3: of these i - 4n is new and goes to place i % 4. Groups behind
-    // lag 0 take up their first tiles of x before there are tiles of a.
+    // Tile i of a meets tiles i - 4n - d of x, d = 0 .. 3: of these i - 4n is new and goes to place i % 4. Groups of
+    // negative lags take up their first tiles of x before there are tiles of a.
     const int start = n >= 0 ? group_diagonals * n : -group_diagonals;
     const int end = min(tiles, tiles + group_diagonals * (n + 1));
 #pragma unroll 1
