@@ -32,7 +32,8 @@ def block_diagonal_glu(
 
     so that a gate's inputs are others than its value's, and each block of the middle is the inputs of q / p outer ones
     (https://arxiv.org/abs/2310.12109, as in its BERT; gelu is the exact one). Products of 16-bit operands are summed in
-    float32, the middle is rounded to their type before the second product.
+    float32, the middle is rounded to their type before the second product; where there are few values of it, backends
+    may compute in float32 throughout.
 
     Args:
         x: (T, 2 p i): float32, bfloat16, float16 or float64; under autocast everything is taken in its type.
@@ -97,7 +98,8 @@ def backward(
         found = backends.module(OP, backend, given).glu_back(given, kept, gradient)
     else:
         found = GluGradients(*(None if part is None else torch.zeros_like(part) for part in given))  # type: ignore[arg-type]
-    return [x.new_empty(0) if part is None else part for part in found]
+    # In the order in memory that was promised, whatever that of the operands is.
+    return [x.new_empty(0) if part is None else part.contiguous() for part in found]
 
 
 _backward = torch.library.custom_op("cramming::block_diagonal_glu_backward", backward, mutates_args=())
@@ -156,7 +158,7 @@ def _check(given: Glu) -> None:
     if bias is not None and tuple(bias.shape) != (blocks * outputs,):
         raise ValueError(f"bias has the shape {tuple(bias.shape)}: it must be ({blocks * outputs},)")
     wide_of(x)
-    for name, other in given._asdict().items():
+    for name, other in zip(given._fields, given, strict=True):
         if other is not None and other.dtype != x.dtype:
             raise TypeError(f"{name} is {other.dtype} and x {x.dtype}: all must be of one type")
     same_device(given)

@@ -149,7 +149,8 @@ def backward(
     else:
         slopes = (None if part is None else torch.zeros_like(part) for part in given[:8])
         found = ConvolutionGradients(*slopes)  # type: ignore[arg-type]
-    return [z.new_empty(0) if part is None else part for part in found]
+    # In the order in memory that was promised, whatever that of the operands is.
+    return [z.new_empty(0) if part is None else part.contiguous() for part in found]
 
 
 _backward = torch.library.custom_op("cramming::gated_long_conv_backward", backward, mutates_args=())
@@ -214,6 +215,16 @@ def _check(given: Convolution) -> None:
             )
     if given.u is not None and given.u.dtype != z.dtype:
         raise TypeError(f"u is {given.u.dtype} and z {z.dtype}: both must be of one type")
+    filters, spectra = 1 if given.u is None else 2, given.spectra
+    if spectra is not None and (
+        spectra.dim() != 4 or spectra.shape[:2] != (filters, channels) or spectra.shape[3] != 2
+    ):
+        raise ValueError(
+            f"spectra has the shape {tuple(spectra.shape)}: beside z {tuple(z.shape)} it must be "
+            f"({filters}, {channels}, F, 2)"
+        )
+    if spectra is not None and spectra.dtype != given.taps.dtype:
+        raise TypeError(f"spectra is {spectra.dtype}: beside {z.dtype} it must be {given.taps.dtype}")
     if given.mask is not None and given.mask.dtype != torch.bool:
         raise TypeError(f"mask is {given.mask.dtype}: it must be torch.bool, true where a token is")
     same_device(given)

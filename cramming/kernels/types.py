@@ -42,7 +42,7 @@ def same_device(given: tuple[Tensor | None, ...]) -> None:
     Raises:
         TypeError: they are not.
     """
-    where = {name: part.device for name, part in given._asdict().items() if part is not None}  # type: ignore[attr-defined]
+    where = {name: part.device for name, part in zip(given._fields, given, strict=True) if part is not None}  # type: ignore[attr-defined]
     if len(set(where.values())) > 1:
         said = ", ".join(f"{name} on {device}" for name, device in where.items())
         raise TypeError(f"operands must be on one device: {said}")

@@ -133,6 +133,16 @@ def test_spectra_are_those_of_taps_and_skips(length: int) -> None:
                 torch.testing.assert_close(torch.view_as_complex(part[number]), expected)
 
 
+def test_what_is_kept_is_exact_whoever_asked_first() -> None:
+    """Under autocast the networks' products would be of 16 bits, and those taps be there for every later pass."""
+    filters, kept = make(), KeptFilters()
+    expected = one(KeptFilters(), filters).taps
+    with torch.autocast("cpu", torch.bfloat16):
+        first = one(kept, filters).taps
+    assert torch.equal(first, expected)
+    assert torch.equal(one(kept, filters).taps, expected)
+
+
 def test_short_sequences_do_not_pay_for_long_filters() -> None:
     assert [rows_for(length, 100) for length in (1, 2, 3, 8, 9, 64, 65, 100, 500)] == [
         1,

@@ -133,3 +133,17 @@ def test_sizes_of_transforms() -> None:
             assert points == 2 or points < 2 * (length + min(length - 1, rows))
     costs = [convolution_flops(length, length) / length for length in (256, 512, 1024, 2048)]
     assert all(1.0 < later / earlier < 1.2 for earlier, later in pairwise(costs)), "it grows as S log S"
+
+
+@pytest.mark.parametrize("op", laws.OPS)
+def test_gradients_lie_in_memory_as_was_promised(op: str) -> None:
+    """Which the compiler relies on: one after another, also where operands are transposed."""
+    _, names = laws.public(op)
+    operands = [
+        part if part is None or part.dim() < 2 else part.detach().mT.contiguous().mT.requires_grad_(part.requires_grad)
+        for part in laws.some(op, torch.float32)
+    ]
+    leaves = [part for part in operands[: len(names)] if part is not None]
+    assert not all(leaf.is_contiguous() for leaf in leaves)
+    seen = laws.slopes_of(op, operands, "torch")
+    assert all(slope.is_contiguous() for slope in seen)

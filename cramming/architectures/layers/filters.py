@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cramming.architectures.layers.axes import FIXED, POSITIONS, Axes, Axis
 from cramming.architectures.layers.weights_state import WeightsState
+from cramming.kernels.types import as_given
 
 HIDDEN_LAYERS = 3  # of a network
 FASTEST_DECAY, SLOWEST_DECAY, TARGET = 0.3, 1.5, 1e-2  # a channel has decayed to the target at this share of L
@@ -92,12 +93,12 @@ class GeneratedFilters(nn.Module):
     @property
     def weights(self) -> list[Tensor]:
         """W_0 .. W_3 of all networks."""
-        return [self.get_parameter(f"weight_{layer}") for layer in range(HIDDEN_LAYERS + 1)]
+        return [getattr(self, f"weight_{layer}") for layer in range(HIDDEN_LAYERS + 1)]
 
     @property
     def biases(self) -> list[Tensor]:
         """b_0 .. b_2 of all networks."""
-        return [self.get_parameter(f"bias_{layer}") for layer in range(HIDDEN_LAYERS)]
+        return [getattr(self, f"bias_{layer}") for layer in range(HIDDEN_LAYERS)]
 
     @property
     def sources(self) -> list[Tensor]:
@@ -223,9 +224,13 @@ class Networks(NamedTuple):
 
 
 def generate(filters: Sequence[GeneratedFilters], rows: int) -> tuple[Tensor, list[Tensor]]:
-    """The first R taps of several layers, (N, K, D, C, R), and the hidden values of ``Networks.forward``."""
+    """The first R taps of several layers, (N, K, D, C, R), and the hidden values of ``Networks.forward``.
+
+    Autocast, if it is on, leaves them alone: they are kept, and asked for again without it.
+    """
     first = filters[0]
-    made, hidden = Networks.of([one.sources for one in filters], first.directions, rows).forward()
+    with as_given(first.features):
+        made, hidden = Networks.of([one.sources for one in filters], first.directions, rows).forward()
     apart = made.unflatten(0, (len(filters), first.count, first.directions))
     return apart * first.window(rows), hidden
 

@@ -35,7 +35,7 @@ class KeptFilters:
         Args:
             filters: of layers of one model, all of the same sizes.
             length: of the longest sequence.
-            points: sizes of transforms, at most twice the taps in use, whose spectra are wanted.
+            points: sizes of transforms whose spectra are wanted.
         """
         train = torch.is_grad_enabled() and any(p.requires_grad for one in filters for p in one.sources)
         states = [one.state() for one in filters]
@@ -53,9 +53,10 @@ class KeptFilters:
         """R taps of these layers, by the states of their weights; those of others that are there are kept up."""
         made = self._made.get(rows)
         if made is None or not wanted.keys() <= made.places.keys() or (train and not made.hidden):
+            made = None  # what is stale is let go before there is more
             self._made = {size: other for size, other in self._made.items() if other.fresh()}
             if rows in self._made:
-                wanted = {**self._made[rows].filters, **wanted}
+                wanted = {**self._made.pop(rows).filters, **wanted}
             made = self._made[rows] = _Made(wanted, rows, train)
         return made
 
