@@ -101,7 +101,7 @@ LONG_CASES = (
     ConvolutionCase(channels=1, sequences=17, length=512, taps=512),
     ConvolutionCase(channels=1, sequences=3, length=512, taps=100, directions=1, residual=False, masked=True),
     ConvolutionCase(channels=1, sequences=2, length=700, taps=700),
-    ConvolutionCase(channels=1, sequences=1, length=1024, taps=1024, masked=True),
+    ConvolutionCase(channels=3, sequences=1, length=1024, taps=1024, masked=True),
 )
 
 
@@ -196,14 +196,13 @@ def test_launchers_refuse_what_they_cannot_do(emulated: Emulated) -> None:
     assert cuda_toeplitz.convolution_lacks(given) == "Toeplitz kernels are for at most 1024 positions, not 1025"
     with pytest.raises(AssertionError, match="longer than 1024 positions"):
         cuda_toeplitz.convolve(given)
-    operands = ConvolutionCase(channels=2, sequences=65, length=16, taps=3).operands(torch.bfloat16)
-    given = Convolution(*operands)  # type: ignore[arg-type]
-    assert cuda_toeplitz.splits_of(given.z) == 2
-    wrong = torch.empty(3, 2, 2, 3)
+    z, u, taps, _, bias, *_ = ConvolutionCase(channels=2, sequences=65, length=16, taps=3).operands(torch.bfloat16)
+    assert z is not None
+    assert u is not None
+    assert taps is not None
+    assert cuda_toeplitz.splits_of(z) == 2
     with pytest.raises(AssertionError, match="another number of parts"):
-        emulated.toeplitz_backward_residual(
-            given.u, given.u, given.taps, given.bias, None, torch.empty_like(given.u), wrong
-        )  # fmt: skip
+        emulated.toeplitz_backward_residual(u, u, taps, bias, None, torch.empty_like(u), torch.empty(3, 2, 2, 3))
 
 
 @pytest.mark.parametrize(
