@@ -8,25 +8,30 @@ What has not changed is not compiled again. The library loads with every torch f
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
 
 from cramming.cli import parse, run_command
+from cramming.durable import write_atomically
 from cramming.errors import UserError
-from cramming.kernels import resources, sources, toolchain
+from cramming.kernels import cuda, resources, sources, toolchain
 from cramming.progress import ProgressSink, progress_for
 from cramming.text import quantity
 
+_log = logging.getLogger(__name__)
 _MOST_SAID = 60  # lines of a compiler's complaint
+_OLD = 30 * 86400.0  # seconds after which what other installations have built counts as left behind
 
 
 @dataclass
@@ -74,15 +79,52 @@ def build(options: Options, progress: ProgressSink, here: Sequence[str] = ()) ->
         here: architectures of the GPUs that are here, for ``archs=native``.
 
     Raises:
-        UserError: no nvcc, no headers, no such target, no compiler of C++ that nvcc takes.
+        UserError: no nvcc, no headers, no such target, no compiler of C++ that nvcc takes, no folder to write in.
         RuntimeError: a source does not compile; the message is the compiler's.
     """
     nvcc = toolchain.compiler()
     toolchain.torch_folder()
     archs, left_out = toolchain.targets(options.archs, nvcc, here)
-    folder = sources.writable()
-    with FileLock(folder / ".lock"):
+    with _locked() as folder:
         return _build(nvcc, archs, left_out, folder, options, progress)
+
+
+def build_for(arch: str, progress: ProgressSink) -> None:
+    """Have a library that runs on ``arch``, ``sm_90`` and the like, besides what the one that is there runs on.
+
+    Of several processes that ask at the same time one builds, and the others wait for it.
+
+    Raises:
+        UserError: as of ``build``, or this nvcc does not know ``arch``.
+        RuntimeError: a source does not compile.
+    """
+    nvcc = toolchain.compiler()
+    toolchain.torch_folder()
+    toolchain.targets(arch, nvcc, ())
+    with _locked() as folder:
+        there = sources.architectures()
+        if sources.runs_on(arch, there):
+            return
+        archs, left_out = toolchain.targets(",".join((arch, *there)), nvcc, ())
+        names = " and ".join(archs)
+        _log.warning("kernels: compiling the CUDA submodule for %s, once; make kernels compiles it for all", names)
+        _build(nvcc, archs, left_out, folder, Options(), progress)
+
+
+@contextmanager
+def _locked() -> Iterator[Path]:
+    """The folder to build in, which no other process builds in meanwhile; what was known of libraries is forgotten."""
+    sources.digest.cache_clear()
+    folder = sources.writable()
+    try:
+        with FileLock(folder / ".lock"):
+            yield folder
+    except BrokenPipeError:  # the reader of our output is gone
+        raise
+    except OSError as error:
+        raise UserError(f"the kernels cannot be built in {folder}: {error}") from error
+    finally:
+        cuda.forget()
 
 
 def _build(
@@ -121,12 +163,15 @@ def _build(
     progress.done()
     library = sources.library(folder)
     kept = [made for made, _ in calls.values()]
-    if due or not library.exists() or _facts(library).get("objects") != [made.name for made in kept]:
+    if due or not library.exists() or sources.facts(library).get("objects") != [made.name for made in kept]:
         fresh = library.with_suffix(".new")
         _call(toolchain.link_words(nvcc, kept, fresh), options.verbose, progress)
         facts = {"archs": archs, "compiler": nvcc.version, "objects": [made.name for made in kept]}
-        _facts_file(library).write_text(json.dumps(facts), "utf-8")
+        sources.facts_file(library).unlink(missing_ok=True)  # at no moment do they speak of another library
         fresh.replace(library)
+        write_atomically(sources.facts_file(library), json.dumps(facts).encode())
+    else:
+        library.touch()  # of two libraries of the same sources the one that was asked for last is taken
     _remove_all_but(folder, library, kept)
     usages = [usage for made in kept for usage in resources.parse(_log_of(made).read_text("utf-8"))]
     return Built(library, nvcc.version, tuple(archs), tuple(left_out), tuple(usages), len(due))
@@ -146,6 +191,7 @@ def _call(words: list[str], verbose: bool, progress: ProgressSink) -> str:
     """What the compiler printed.
 
     Raises:
+        UserError: it finds no compiler of C++ that it takes.
         RuntimeError: it failed.
     """
     if verbose:
@@ -154,6 +200,10 @@ def _call(words: list[str], verbose: bool, progress: ProgressSink) -> str:
     said = done.stdout + done.stderr
     if done.returncode:
         lines = [line for line in said.splitlines() if not line.startswith("ptxas info")]
+        if toolchain.lacks_host_compiler(said):
+            raise UserError(
+                f"nvcc finds no C++ compiler that it takes ({lines[0]}): install g++, or name one: NVCC_CCBIN"
+            )
         more = [f"... {len(lines) - _MOST_SAID} lines more"] if len(lines) > _MOST_SAID else []
         raise RuntimeError("\n".join([*lines[:_MOST_SAID], *more]) or f"{words[0]} ended with {done.returncode}")
     return said
@@ -163,22 +213,17 @@ def _log_of(made: Path) -> Path:
     return made.with_suffix(".log")
 
 
-def _facts_file(library: Path) -> Path:
-    return library.with_suffix(".json")
-
-
-def _facts(library: Path) -> dict[str, Any]:
-    file = _facts_file(library)
-    facts: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    return facts
-
-
 def _remove_all_but(folder: Path, library: Path, objects: list[Path]) -> None:
-    """Libraries and objects of sources that are no more; a process that uses one keeps it."""
-    kept = {library, _facts_file(library), *objects, *map(_log_of, objects)}
-    for path in (*folder.glob(f"{sources.STEM}-*"), *(folder / "objects").iterdir()):
-        if path not in kept:
-            path.unlink()
+    """Libraries and objects of sources that are no more; a process that uses one keeps it.
+
+    Where other installations keep theirs, too, only what nobody has used for long.
+    """
+    kept = {library, sources.facts_file(library), *objects, *map(_log_of, objects)}
+    youngest = time.time() - _OLD if sources.is_shared(folder) else float("inf")
+    paths = (*folder.glob(f"{sources.STEM}-*"), *(folder / "objects").iterdir())
+    left = [path for path in paths if path not in kept and sources.last_used(path) < youngest]
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 def gpus_here() -> list[str]:
@@ -214,12 +259,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _tried(here: Sequence[str]) -> str:
-    """Whether the library loads, and runs on the GPUs that are here."""
+    """That the library loads, and whether it runs on the GPUs that are here.
+
+    Raises:
+        UserError: it does not load.
+    """
     import torch
 
-    from cramming.kernels import cuda
-
-    cuda.ops()
+    try:
+        cuda.ops()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"the library is built but does not load: {str(error).partition(chr(10))[0]}") from error
     if not here:
         return "it loads; there is no GPU here to try it on"
     devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]

@@ -5,7 +5,6 @@
 """
 
 import functools
-import logging
 from typing import Any
 
 import torch
@@ -14,24 +13,30 @@ from cramming.errors import UserError
 from cramming.kernels import sources
 from cramming.kernels.toolchain import OLDEST
 
-_log = logging.getLogger(__name__)
 _MAKE = "run make kernels"
 
 
 def lacks(device: torch.device | str) -> str | None:
     """Why the compiled kernels cannot be used on a device; None: they can."""
     device = torch.device(device)
-    why = _unfit(device)
-    if why is not None:
-        return why
-    if not ops.cache_info().currsize:  # once it is loaded, sources are not read again: every call of an operation asks
+    return _unfit(device) or _library_lacks(_index(device))
+
+
+def forget() -> None:
+    """Look for the library again when next asked: a build has ended."""
+    _library_lacks.cache_clear()
+
+
+@functools.cache
+def _library_lacks(index: int) -> str | None:
+    """What the library lacks for a GPU; asked once in a process, for every call of an operation wants to know."""
+    try:
         if sources.found() is None:
             return f"built of other sources: {_MAKE} again" if sources.stale() else f"not built: {_MAKE}"
-        try:
-            ops()
-        except (OSError, RuntimeError) as error:
-            return f"the library does not load: {str(error).splitlines()[0]}"
-    return _probed(torch.cuda.current_device() if device.index is None else device.index)
+        ops()
+    except (OSError, RuntimeError) as error:
+        return f"the library does not load: {_first_line(error)}"
+    return _probed(index)
 
 
 def _unfit(device: torch.device) -> str | None:
@@ -46,12 +51,22 @@ def _unfit(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
 def _probed(index: int) -> str | None:
-    why: str = ops().probe(index)
+    try:
+        why: str = ops().probe(index)
+    except RuntimeError as error:
+        return f"the library does not run: {_first_line(error)}"
     if "no kernel image" in why:
         return f"the library has no code for {_architecture(index)}: {_MAKE}"
     return why or None
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _architecture(index: int) -> str:
@@ -73,26 +88,30 @@ def ops() -> Any:
     made_of = str(torch.ops.cramming_kernels.build_info()).split()[0]
     if made_of != sources.digest():
         raise RuntimeError(f"{path.name} is built of other sources ({made_of}): {_MAKE} again")
+    sources.mark_used(path)
     return torch.ops.cramming_kernels
 
 
 def ensure_built(device: torch.device | str) -> str | None:
-    """Build the library for this device where there is none and an nvcc is at hand; why it still cannot be used.
+    """Build the library for this device where it has none and an nvcc is at hand; why it still cannot be used.
 
-    For those who ask for this backend by name; ``auto`` takes what is there.
+    For those who ask for this backend by name; ``auto`` takes what is there. A library for other GPUs is replaced by
+    one for them and this one. One that this process has loaded stays: a library is loaded once.
     """
     device = torch.device(device)
-    if _unfit(device) is not None or sources.found() is not None:
+    if _unfit(device) is not None or ops.cache_info().currsize:
         return lacks(device)
-    from cramming.kernels.build import Options, build
-    from cramming.progress import progress_for
-
-    name = _architecture(torch.cuda.current_device() if device.index is None else device.index)
-    _log.warning("kernels: compiling the CUDA submodule for %s, once; make kernels compiles it for all", name)
+    name, failed = _architecture(_index(device)), None
     try:
-        build(Options(archs=name), progress_for())
-    except UserError as error:
-        return f"not built: {error}"
-    except RuntimeError as error:
-        return f"it does not compile: {str(error).splitlines()[0]}"
-    return lacks(device)
+        if not sources.runs_on(name, sources.architectures()):
+            from cramming.kernels.build import build_for
+            from cramming.progress import progress_for
+
+            build_for(name, progress_for())
+    except (UserError, OSError) as error:
+        failed = f"not built: {_first_line(error)}"
+    except (RuntimeError, ValueError) as error:
+        failed = f"it does not compile: {_first_line(error)}"
+    forget()
+    why = lacks(device)  # what was there before may do, whatever stands in the way of another
+    return failed if failed is not None and why is not None else why

@@ -76,9 +76,8 @@ def compiler() -> Compiler:
     said = _output([str(path), "--version"])
     version = re.search(r"release (\d+\.\d+)", said)
     if version is None:
-        raise UserError(
-            f"{path} --version does not say which nvcc it is: {said.strip().splitlines()[-1:] or 'nothing'}"
-        )
+        last = said.strip().rpartition("\n")[2] or "it prints nothing"
+        raise UserError(f"{path} --version does not say which nvcc it is: {last}")
     return Compiler(path, version[1], frozenset(re.findall(r"sm_\d+", _output([str(path), "--list-gpu-code"]))))
 
 
@@ -126,6 +125,8 @@ def targets(asked: str, of: Compiler, here: Sequence[str]) -> tuple[list[str], l
         wanted = list(TARGETS)
     else:
         wanted = sorted({word.strip() for word in asked.split(",") if word.strip()}, key=_number)
+    if not wanted:
+        raise UserError("archs= names no target: all, native, or names with commas between (archs=sm_80,sm_90)")
     for name in wanted:
         if not re.fullmatch(r"sm_\d{2,3}", name) or _number(name) < OLDEST[0] * 10:
             raise UserError(f"archs={asked}: {name} is no target{nearest(name, ('all', 'native', *TARGETS))}")
@@ -133,6 +134,22 @@ def targets(asked: str, of: Compiler, here: Sequence[str]) -> tuple[list[str], l
     if not known:
         raise UserError(f"nvcc {of.version} ({of.path}) is too old for {', '.join(wanted)}: {INSTALL}")
     return known, [name for name in wanted if name not in known]
+
+
+# What nvcc, the shell or gcc print where there is no compiler of C++, or none that nvcc takes.
+_NO_HOST_COMPILER = re.compile(
+    r"^nvcc fatal\s*:.*host compiler"
+    r"|cannot find compiler"
+    r"|unsupported (GNU|clang) version"
+    r"|error trying to exec 'cc1plus'"
+    r"|^(sh: .*)?\S*(gcc|g\+\+): .*not found",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def lacks_host_compiler(said: str) -> bool:
+    """Whether a call of nvcc failed, by what it printed, for want of a compiler of C++ that it takes."""
+    return _NO_HOST_COMPILER.search(said) is not None
 
 
 def _number(name: str) -> int:

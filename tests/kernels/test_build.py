@@ -1,42 +1,20 @@
 """``make kernels``: what it calls, what it says where it cannot, and, with a compiler at hand, what comes out."""
 
 import json
-import os
-import stat
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from cramming.errors import UserError
-from cramming.kernels import build, cuda, resources, sources, toolchain
+from cramming.kernels import build, resources, sources, toolchain
 from cramming.kernels.build import Options
 from cramming.progress import Silent
+from tests.kernels.fake_compiler import fake_nvcc, made_by
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# An nvcc that records how it is called and makes files of what it is given.
-FAKE = """#!{python}
-import sys
-words = sys.argv[1:]
-if words == ["--version"]:
-    print("Cuda compilation tools, release {version}, V{version}.88")
-elif words == ["--list-gpu-code"]:
-    print("{known}")
-else:
-    with open("{log}", "a") as log:
-        print(*words, sep="\\t", file=log)
-    source = words[words.index("-c") + 1] if "-c" in words else ""
-    if source and "broken" in open(source).read():
-        print(source + "(1): error: broken", file=sys.stderr)
-        sys.exit(2)
-    if source.endswith(".cu"):
-        print("ptxas info    : Compiling entry function 'fake' for 'sm_90'", file=sys.stderr)
-        print("ptxas info    : Used 40 registers, used 1 barriers", file=sys.stderr)
-    open(words[words.index("-o") + 1], "w").write("made of " + " ".join(words))
-"""
 # As CUDA 13.0 prints it: a template's instance for two architectures, one with spills and a function not inlined.
 PTXAS = """\
 ptxas info    : 0 bytes gmem
@@ -55,46 +33,6 @@ ptxas info    : Used 14 registers, used 1 barriers
 """
 
 
-@pytest.fixture
-def csrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two small sources in place of ours, and nowhere else that a library or a compiler could be found."""
-    folder = tmp_path / "package" / "csrc"
-    folder.mkdir(parents=True)
-    (folder / "one.cu").write_text("one")
-    (folder / "one_bindings.cpp").write_text("binding")
-    (folder / "device.h").write_text("header")
-    monkeypatch.setattr(sources, "CSRC", folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    found = toolchain.candidates
-    monkeypatch.setattr(toolchain, "candidates", lambda: (path for path in found() if tmp_path in path.parents))
-    return folder
-
-
-@pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, csrc: Path) -> Path:
-    """A fake nvcc on PATH; the file of its calls, words with tabs between."""
-    return fake_nvcc(tmp_path, monkeypatch)
-
-
-def fake_nvcc(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, version: str = "13.0", known: str = "sm_80 sm_90 sm_120"
-) -> Path:
-    """An nvcc that knows some targets, first on PATH."""
-    program, log = folder / "bin" / "nvcc", folder / "calls"
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(FAKE.format(python=sys.executable, version=version, known=known, log=log))
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    return log
-
-
-def made_by(log: Path) -> list[list[str]]:
-    """The calls so far."""
-    return [line.split("\t") for line in log.read_text().splitlines()] if log.exists() else []
-
-
 def test_without_a_compiler_there_is_one_line_and_exit_code_2(
     csrc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +45,71 @@ def test_without_a_compiler_there_is_one_line_and_exit_code_2(
     assert len(said) == 1
     assert said[0].startswith("error: no nvcc on PATH")
     assert "budget-bert[kernels]" in said[0]
+
+
+def ended_with(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """-> (exit code, lines on stderr) of the command."""
+    with pytest.raises(SystemExit) as ended:
+        build.run_command(lambda: build.main(argv))
+    return int(ended.value.code or 0), capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("archs", [",", '""'])
+def test_no_target_at_all_is_refused(archs: str, calls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = ended_with([f"archs={archs}"], capsys)
+    assert (code, said) == (
+        2,
+        ["error: archs= names no target: all, native, or names with commas between (archs=sm_80,sm_90)"],
+    )
+
+
+def test_an_option_without_a_value_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = ended_with(["archs="], capsys)
+    assert (code, len(said)) == (2, 1)
+    assert said[0].startswith("error: archs=: ")
+
+
+def test_a_library_that_does_not_load_is_said_in_one_line(calls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = ended_with(["archs=sm_90"], capsys)
+    assert code == 2
+    assert [line for line in said if "rror" in line] == said[-1:]
+    assert said[-1].startswith("error: the library is built but does not load: ")
+    assert sources.found() is not None
+
+
+def test_without_a_host_compiler_there_is_one_line(calls: Path, csrc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (csrc / "two.cu").write_text("hostless")
+    with pytest.raises(
+        UserError, match=r"no C\+\+ compiler that it takes \(gcc: No such file or directory\): install g"
+    ):
+        build.build(Options(), Silent())
+    assert ended_with([], capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "lacks"),
+    [
+        ("nvcc fatal   : Cannot find compiler 'cl.exe' in PATH", True),
+        ("gcc: error trying to exec 'cc1plus': execvp: No such file or directory", True),
+        ("sh: 1: gcc: not found", True),
+        ("sh: line 1: g++: command not found", True),
+        ("host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 15", True),
+        ("one.cu:1:10: fatal error: gcc.h: No such file or directory", False),
+        ("one.cu(1): error: identifier not found", False),
+        ("nvcc fatal   : Unsupported gpu architecture 'compute_75'", False),
+    ],
+)
+def test_a_missing_host_compiler_is_told_from_a_wrong_source(said: str, lacks: bool) -> None:
+    assert toolchain.lacks_host_compiler(f"ptxas info    : 0 bytes gmem\n{said}\n") is lacks
+
+
+def test_an_nvcc_that_says_something_else_is_quoted(calls: Path, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "nvcc"
+    for body, quoted in (("echo one; echo 'a wrapper'", "a wrapper"), ("true", "it prints nothing")):
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        with pytest.raises(UserError) as error:
+            toolchain.compiler()
+        assert str(error.value).endswith(f"which nvcc it is: {quoted}")
 
 
 def test_every_source_is_compiled_for_every_target_and_linked(calls: Path, csrc: Path) -> None:
@@ -191,13 +194,6 @@ def test_targets(asked: str, here: tuple[str, ...], found: list[str] | str) -> N
         assert toolchain.targets(asked, nvcc, here)[0] == found
 
 
-def test_a_package_that_may_not_be_written_builds_into_the_users_cache(
-    calls: Path, csrc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    assert build.build(Options(), Silent()).path.parent == tmp_path / "cache" / "budget_bert" / "kernels"
-
-
 def test_what_ptxas_says_is_read() -> None:
     product, add = resources.parse(PTXAS)
     assert product[1:] == ("sm_80", 255, 36, 24, 4096)
@@ -211,49 +207,6 @@ def test_names_of_kernels_are_short() -> None:
     if "add" not in short.values():
         pytest.skip("no c++filt here")
     assert list(short.values()) == ["add", "product<bf16, 3>"]
-
-
-def test_what_keeps_the_kernels_from_a_device_is_said(calls: Path, csrc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cuda.lacks("cpu") == "no GPU: cpu"
-    monkeypatch.setattr(cuda, "_unfit", lambda device: None)
-    cuda.ops.cache_clear()
-    assert cuda.lacks("cuda:0") == "not built: run make kernels"
-    build.build(Options(), Silent())
-    assert str(cuda.lacks("cuda:0")).startswith("the library does not load: ")  # it is a text file
-    (csrc / "one.cu").write_text("one, changed")
-    assert cuda.lacks("cuda:0") == "built of other sources: run make kernels again"
-    cuda.ops.cache_clear()
-
-
-def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert cuda.lacks("cuda:0") == "compute capability 7.5: it takes 8.0"
-
-
-def test_a_device_without_code_in_the_library_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Loaded:
-        def probe(self, index: int) -> str:
-            return "no kernel image is available for execution on the device"
-
-    monkeypatch.setattr(cuda, "ops", Loaded)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    assert cuda._probed.__wrapped__(0) == "the library has no code for sm_90: run make kernels"
-
-
-def test_a_backend_asked_for_by_name_is_built_for_its_gpu_only(
-    calls: Path, csrc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cuda.ensure_built("cpu") == "no GPU: cpu"
-    assert made_by(calls) == []
-    monkeypatch.setattr(cuda, "_unfit", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    cuda.ops.cache_clear()
-    assert str(cuda.ensure_built("cuda:0")).startswith("the library does not load: ")
-    codes = {word for words in made_by(calls) for word in words if word.startswith("arch=")}
-    assert codes == {"arch=compute_90,code=[sm_90,compute_90]"}
-    cuda.ops.cache_clear()
 
 
 @pytest.mark.full
