@@ -27,7 +27,7 @@ from cramming.engine import Engine
 from cramming.errors import UserError
 from cramming.exchange import initializing
 from cramming.hashing import key
-from cramming.kernels import choice
+from cramming.kernels import backends, choice
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model, is_fused
@@ -73,7 +73,8 @@ class Parts:
             _check_attention(model, resolved)
             model.attention = resolved.attention
         model.compute_plainly(resolved.plain)
-        self.kernels(model, resolved)
+        # What was settled by name may be another backend than the one asked for: it is not looked for again.
+        self._kernels(model, resolved, resolved.kernels if resolved.kernel_backends is None else backends.AUTO)
         return Engine(
             model,
             for_model(train.optim, model, fused="fused_optimizer" not in resolved.plain),
@@ -95,20 +96,20 @@ class Parts:
         resolved = replace(resolved, cuda_graphs=False)
         return self.engine(own, Clock({"main": StepsCost()}, sys.float_info.max), resolved)
 
-    def kernels(self, model: Model, resolved: Resolved, said: bool = False) -> dict[str, str]:
-        """Settle which backends compute the model's operations: -> backend by operation.
+    def settle_kernels(self, resolved: Resolved) -> Resolved:
+        """How to compute, with the backends of the model's operations, which the log is told."""
+        outline = self._outline()
+        outline.compute_plainly(resolved.plain)
+        return replace(resolved, kernel_backends=self._kernels(outline, resolved, resolved.kernels, said=True))
 
-        Args:
-            model: gets them.
-            resolved: what is asked for, or was settled before.
-            said: say in the log what was settled.
-        """
+    def _kernels(self, model: Model, resolved: Resolved, asked: str, said: bool = False) -> dict[str, str]:
+        """Settle which backends compute the model's operations, and tell the model: -> backend by operation."""
         size = self.config.impl.microbatch_size
         return choice.use(
             model,
             self.device,
             DTYPES[resolved.precision],
-            resolved.kernels,
+            asked,
             known=resolved.kernel_backends,
             length=self.seq_length,
             sequences=None if size == "auto" else size,  # before it is found: as is usual
@@ -123,12 +124,15 @@ class Parts:
         """
         if resolved.attention == "auto":
             return
+        _check_attention(self._outline(), resolved)
+
+    def _outline(self) -> Model:
+        """The model without memory for weights, of which none are read."""
         arch = self.config.arch
-        if getattr(arch, "pretrained", False):  # weights have no say in it
+        if getattr(arch, "pretrained", False):
             arch = replace(arch, pretrained=False)
         with torch.device("meta"):
-            outline = arch.build(self.vocab_size, self.seq_length)
-        _check_attention(outline, resolved)
+            return arch.build(self.vocab_size, self.seq_length)  # type: ignore[no-any-return]
 
     def stream(self, store: TokenStore, mask_rate: Callable[[], float]) -> Stream:
         """The run's stream of masked sequences.
@@ -246,6 +250,7 @@ def build_run(
     method = build_method(config.method, config.train.optim)
     # Sequences that share one random draw; those of a batch that is smaller all do.
     group = min(method.sequences_per_draw or config.train.batch_size, config.train.batch_size)
+    resolved = parts.settle_kernels(resolved)  # how long passes take depends on them
     if resolved.microbatch_size is None:
         resolved = replace(resolved, microbatch_size=microbatch.find(parts, resolved, group))
     assert resolved.microbatch_size is not None
@@ -257,7 +262,6 @@ def build_run(
     model = parts.model()
     if config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
         initializing.record(run_dir, initializing.initialize(model, config, store.tokenizer))
-    resolved = replace(resolved, kernel_backends=parts.kernels(model, resolved, said=True))
     with resolve.whole_machine():
         costs = build_costs(
             config.rst,

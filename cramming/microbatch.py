@@ -50,8 +50,8 @@ _SHARE_OF_RUN = 0.01  # or so much of a run's time, if that is less
 _ROUNDS, _LEAST_ROUNDS = 9, 3
 _MARGIN = 0.03  # by which another size must be faster
 _AGREEING = 0.75  # of the rounds must say that it is
-# Of how a run computes: what is found here, or later; and passes are timed without CUDA graphs.
-_NO_SETTINGS = ("microbatch_size", "kernel_backends", "cuda_graphs")
+# Of how a run computes: what is found here; and passes are timed without CUDA graphs.
+_NO_SETTINGS = ("microbatch_size", "cuda_graphs")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def find(parts: "Parts", resolved: Resolved, group: int, now: Callable[[], float
 
     Args:
         parts: of the run.
-        resolved: how it computes otherwise.
+        resolved: how it computes otherwise, its kernels' backends among it.
         group: sequences that share one random draw; what is found divides them, and the batch.
         now: seconds on a steady clock.
 

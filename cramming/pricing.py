@@ -48,5 +48,5 @@ def add_model(run: Run, name: str, weights: Weights) -> None:
     )
     with resolve.whole_machine():  # as the prices of the run's own model
         run.clock.costs[name] = config.rst.build_other(setting, run.clock.costs["main"])
-    choice.use(model, device, DTYPES[precision], length=asked)
+    choice.use(model, device, DTYPES[precision], config.impl.kernels, length=asked)
     run.engine.add_model(name, model)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cramming import allocator, plain
 from cramming.config import ImplConfig
@@ -106,10 +107,10 @@ def write(run_dir: Path, resolved: Resolved) -> None:
     write_atomically(run_dir / _FILE, (dumps(asdict(resolved), indent=2) + "\n").encode())
 
 
-def described(resolved: Resolved) -> dict[str, Any]:
-    """For a summary: what was found, and no more what was asked for."""
+def described(resolved: Resolved, model: nn.Module | None = None) -> dict[str, Any]:
+    """For a summary: what was found, for a model, and no more what was asked for."""
     said = {k: v for k, v in asdict(resolved).items() if k not in ("kernels", "kernel_backends")}
-    return said | choice.described(resolved.kernel_backends)
+    return said | choice.described(resolved.kernel_backends, model)
 
 
 def compute_exactly(where: torch.device) -> None:

@@ -267,7 +267,7 @@ class Session:
             **({"init_from": self.initial} if self.initial else {}),
             **({"profile": profile} if profile else {}),
             "fast_paths": {
-                **resolve.described(self.resolved),
+                **resolve.described(self.resolved, run.model),
                 "cuda_graphs": run.engine.cuda_graphs,
                 "allocator": allocator.in_use(),
                 "gradient_checkpointing": run.model.gradient_checkpointing,

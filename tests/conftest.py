@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cramming.kernels import backends
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 # No test may depend on elapsed time, and every run draws the same cases.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -28,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """Models this small are slower on several threads, much slower where other tests want the cores too."""
     torch.set_num_threads(1)  # a run that was tested before may have set its own number
+
+
+@pytest.fixture(autouse=True)
+def nothing_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which backend of ``cramming.kernels`` does what is decided anew: a test may have pretended there are others."""
+    monkeypatch.setattr(backends, "_decided", {})
 
 
 @pytest.fixture

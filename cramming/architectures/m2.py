@@ -172,7 +172,9 @@ class _M2(Encoder):
 
     @property
     def kernel_ops(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (CONVOLUTION, FEEDFORWARD) if self._blocks[0].feedforward.paired else (CONVOLUTION,)
+        ways = {"convolution": CONVOLUTION, "block_diagonal": FEEDFORWARD}
+        there = {*self._blocks[0].mixer.ways, *self._blocks[0].feedforward.ways} - self.plain
+        return tuple(op for way, op in ways.items() if way in there)
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -195,6 +197,8 @@ class _M2(Encoder):
         for way, op in (("convolution", CONVOLUTION), ("block_diagonal", FEEDFORWARD)):
             if way in said and way not in self.plain:
                 said[way] = f"{self._backend(op)}: {said[way]}"
+        if self.config.dropout and "block_diagonal" in said and "block_diagonal" not in self.plain:
+            said["block_diagonal"] += ", but for training with dropout"
         if "convolution" in self.plain or said["convolution"].startswith("torch:"):
             points = transform_size(length or self.max_positions, self._blocks[0].mixer.filters.length)
             said["convolution"] += f", real transforms of {points} points"

@@ -83,7 +83,7 @@ def run(
     began = time.perf_counter()
     with _threads(threads), _own_random_state(device, job.seeds.dropout):
         model = build(start, task, setting, job.seeds.initialization).to(device)
-        kernels = choice.described(choice.use(model.encoder, device, DTYPES[precision]))
+        kernels = choice.described(choice.use(model.encoder, device, DTYPES[precision]), model.encoder)
         updater = Updater(
             model,
             optimizing.optimizer(model, setting),

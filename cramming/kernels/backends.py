@@ -7,11 +7,16 @@ A backend is a module for each operation. That of ``gated_long_conv`` has
 and that of ``block_diagonal_glu`` has ``glu_lacks``, ``glu_forward(given, keep)`` and ``glu_back(given, kept,
 gradient)``; ``operands.py`` says what they are given. Nothing is imported before it is needed. ``reference`` is not
 among them: it is plain torch under autograd, which the operations call themselves.
+
+What one backend keeps for its way back (``kept``) only that one reads. So who does a piece of work is decided once in a
+process for operands of the same sizes, and stays, whatever is built or refused between the way there and the way back.
 """
 
 import importlib
 import logging
 import re
+import threading
+from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +40,10 @@ _MODULES = {
 LACKS = {"gated_long_conv": "convolution_lacks", "block_diagonal_glu": "glu_lacks"}
 _said: set[tuple[str, str, str]] = set()
 _refused: dict[tuple[str, str, str, torch.dtype], str] = {}
+# Of pieces of work that were done, those asked for last at the end; more kinds than any pass has.
+_decided: dict[Hashable, ModuleType] = {}
+_MOST_DECIDED = 1 << 14
+_deciding = threading.Lock()
 
 
 def check(backend: str) -> None:
@@ -50,6 +59,8 @@ def check(backend: str) -> None:
 def module(op: str, backend: str, given: Any) -> ModuleType:
     """The module of an operation that does this work: that of the backend asked for, or of the next one that can.
 
+    The same one whenever operands of these sizes and this type are on this device again.
+
     Args:
         op: ``gated_long_conv`` or ``block_diagonal_glu``.
         backend: a name but ``reference``, or ``auto``: on a GPU the first of ``cuda``, ``triton``, ``torch`` that can;
@@ -57,7 +68,19 @@ def module(op: str, backend: str, given: Any) -> ModuleType:
         given: the operands.
     """
     first = given[0]
-    wanted = backend
+    sizes = tuple(None if part is None else tuple(part.shape) for part in given)
+    kind = op, backend, first.device, first.dtype, sizes
+    with _deciding:
+        found = _decided.pop(kind, None) or _decide(op, backend, given)
+        _decided[kind] = found
+        if len(_decided) > _MOST_DECIDED:
+            del _decided[next(iter(_decided))]
+    return found
+
+
+def _decide(op: str, backend: str, given: Any) -> ModuleType:
+    """The first that can."""
+    first, wanted = given[0], backend
     if backend == AUTO:
         wanted = "cuda" if first.device.type == "cuda" else "torch"
     for name in (wanted, *FALLBACKS[wanted]):
@@ -82,16 +105,11 @@ def of(op: str, name: str) -> tuple[ModuleType | None, str | None]:
         return None, f"{str(error).strip().partition(chr(10))[0]}{way_out}"
 
 
-def first(op: str, backend: str, device: torch.device) -> str:
-    """The backend that is asked first for an operation on a device, where ``backend``, or ``auto``, is asked for."""
-    if backend != AUTO:
-        return backend
-    names = ("cuda", *FALLBACKS["cuda"]) if device.type == "cuda" else ("torch",)
-    return next(name for name in names if of(op, name)[0] is not None)
-
-
 def refuse(op: str, name: str, device: torch.device, dtype: torch.dtype, why: str) -> None:
-    """Leave a backend out from now on, whoever asks for it: on such a device it computes what is wrong in this type."""
+    """Leave a backend out from now on, whoever asks for it: on such a device it computes what is wrong in this type.
+
+    What it has done already it goes on with, for operands of the same sizes: it may be on its way back.
+    """
     _refused[op, name, device.type, dtype] = why
 
 

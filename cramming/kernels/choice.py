@@ -3,7 +3,8 @@
 ``auto`` is ``torch`` on a processor. On a GPU it is the fastest of those that pass their test there
 (``selftest.py``), forward and backward timed at the sizes of the run. A backend that is asked for by name and cannot
 be had, or fails its test, gives way to the next of ``backends.FALLBACKS``. What was settled is said in one line for the
-process and stored with the run, which is not timed again when it is resumed.
+process and stored with the run, which is not timed again when it is resumed: ``auto`` keeps to it. A backend that is
+asked for by name is tried again then, and if another comes out than before, the line says so.
 """
 
 import functools
@@ -17,13 +18,15 @@ from torch import nn
 
 from cramming.kernels import backends, cuda
 from cramming.kernels.operands import Convolution
-from cramming.kernels.selftest import ConvolutionSizes, GluSizes, Sizes, self_test
+from cramming.kernels.selftest import ConvolutionSizes, GluSizes, Sizes, check_alive, self_test
 from cramming.out_of_memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 PREFERRED = ("cuda", "triton", "torch")  # of those that are as fast
 TIE = 0.03  # share of time that is no difference
 _WARM_UP, _ROUNDS = 2, 5
+_CALLS = 4  # in a row, of which the time is taken
+_AHEAD_CYCLES = 20_000_000  # about 10 ms, in which they are queued
 _TIMED_TOKENS = 1 << 16  # of larger passes so many are timed
 _USUAL_TOKENS = 1 << 14  # of a pass, where nobody says
 _USUAL_LENGTH = 128
@@ -65,7 +68,7 @@ def use(
         device: where its passes run; None: where its weights are.
         dtype: of the passes; None: of its weights.
         asked: of ``impl.kernels``.
-        known: what was settled before, which ``auto`` keeps to.
+        known: what was settled before, which ``auto`` keeps to; nothing is compiled for that.
         length: tokens of a sequence, for timing; None: 128, or as many as it takes.
         sequences: of a pass, for timing; None: as is usual.
         said: say in the log what was settled. That something asked for cannot be had is said in any case.
@@ -75,32 +78,39 @@ def use(
         return {}
     weights = next(model.parameters())
     where, dtype = torch.device(device or weights.device), dtype or weights.dtype
+    known = {op: name for op, name in (known or {}).items() if op in ops and name in backends.NAMES}
     choices = {}
     for op in ops:
         sizes = sizes_of(model, op, length, sequences)
-        kept = (known or {}).get(op)
-        choices[op] = choose(op, where, dtype, sizes, kept if kept in backends.NAMES else asked)
+        if asked == backends.AUTO and op in known:
+            choices[op] = choose(op, where, dtype, sizes, known[op], build=False)
+        else:
+            choices[op] = choose(op, where, dtype, sizes, asked)
     settled = {op: choice.backend for op, choice in choices.items()}
     missed = any(choice.missed for choice in choices.values())
-    line = "kernels: " + ", ".join(
-        f"{op} by {choice.backend}{f' ({choice.why})' if choice.why else ''}" for op, choice in choices.items()
-    )
-    if missed and known:
-        line += "; this run began with others: bitwise equality no longer holds"
-    silent = where.type == "cpu" and set(settled.values()) == {"torch"} and not missed
-    if (missed or (said and not silent)) and line not in _said:
+    others = {op: name for op, name in known.items() if name != settled[op]}
+    line = f"kernels: {_listed(settled, model, {op: choice.why for op, choice in choices.items()})}"
+    if others:
+        line += f"; this run began with {_listed(others)}: bitwise equality no longer holds"
+    silent = where.type == "cpu" and set(settled.values()) == {"torch"}
+    if (missed or others or (said and not silent)) and line not in _said:
         _said.add(line)
-        _log.log(logging.WARNING if missed else logging.INFO, "%s", line)
+        _log.log(logging.WARNING if missed or others else logging.INFO, "%s", line)
     model.use_kernels(settled)  # type: ignore[operator]
     return settled
 
 
-def described(settled: Mapping[str, str] | None) -> dict[str, str]:
-    """For a summary: which backend does what, as ``kernels``; nothing for a model without these operations."""
-    return {"kernels": ", ".join(f"{op} by {backend}" for op, backend in settled.items())} if settled else {}
+def described(settled: Mapping[str, str] | None, model: nn.Module | None = None) -> dict[str, str]:
+    """For a summary: which backend does what, as ``kernels``; nothing for a model without these operations.
+
+    Args:
+        settled: backend by operation.
+        model: with these operations; what it computes without them is said.
+    """
+    return {"kernels": _listed(settled, model)} if settled else {}
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype, sizes: Sizes, asked: str) -> Choice:
+def choose(op: str, device: torch.device, dtype: torch.dtype, sizes: Sizes, asked: str, build: bool = True) -> Choice:
     """The backend of an operation.
 
     Args:
@@ -109,6 +119,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, sizes: Sizes, aske
         dtype: of the passes.
         sizes: of the run's operands.
         asked: of ``backends.NAMES``, or ``auto``.
+        build: compile ``cuda`` if it is asked for and not there.
     """
     if asked == backends.AUTO:
         if device.type != "cuda":
@@ -117,7 +128,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, sizes: Sizes, aske
     if asked == backends.REFERENCE:
         square = op == "gated_long_conv"
         return Choice(asked, "the definition, whose time grows with the square of the length" if square else "")
-    if asked == "cuda" and device.type == "cuda":
+    if asked == "cuda" and build and device.type == "cuda":
         cuda.ensure_built(device)  # who asks for it by name has it built; why it cannot be had is said below
     failed: dict[str, str] = {}
     for name in (asked, *backends.FALLBACKS[asked]):
@@ -219,10 +230,11 @@ def _measured(
                     work()
             except Exception as error:  # whatever it is: another backend does the work, and the log says why
                 full = isinstance(error, RuntimeError) and is_out_of_memory(error)
-                if name == "torch" and not full:
-                    raise
                 failed[name] = str(error).strip().partition("\n")[0]
                 if not full:
+                    if name == "torch":
+                        raise
+                    check_alive(op, name, device, failed[name])
                     backends.refuse(op, name, device, dtype, failed[name])
             else:
                 rounds[name] = []
@@ -248,14 +260,18 @@ def _work(op: str, name: str, given: Any) -> Callable[[], None]:
 
 
 def _seconds_on(device: torch.device) -> Timed:
+    """As a GPU counts them: of several calls that wait in its queue, so that gaps between launches do not count."""
+
     def seconds(work: Callable[[], None]) -> float:
         with torch.cuda.device(device):
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(_AHEAD_CYCLES)
             began.record()
-            work()
+            for _ in range(_CALLS):
+                work()
             ended.record()
             ended.synchronize()
-            return float(began.elapsed_time(ended)) / 1000
+            return float(began.elapsed_time(ended)) / 1000 / _CALLS
 
     return seconds
 
@@ -263,6 +279,18 @@ def _seconds_on(device: torch.device) -> Timed:
 def _at(sizes: Sizes) -> str:
     """Where something holds: the length of sequences, or the tokens of a pass."""
     return f"{sizes.length if isinstance(sizes, ConvolutionSizes) else sizes.tokens:,} tokens"
+
+
+def _listed(settled: Mapping[str, str], model: Any = None, why: Mapping[str, str] | None = None) -> str:
+    """Operations by backends, and what there is to say about each."""
+    parts = []
+    for op, backend in settled.items():
+        remarks = [(why or {}).get(op, "")]
+        if op == "block_diagonal_glu" and model is not None and model.config.dropout:
+            remarks.append("but for training with dropout")
+        said = "; ".join(filter(None, remarks))
+        parts.append(f"{op} by {backend}{f' ({said})' if said else ''}")
+    return ", ".join(parts)
 
 
 def _reasons(failed: Mapping[str, str]) -> str:

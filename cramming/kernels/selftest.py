@@ -8,7 +8,6 @@ the rest of the process (``backends.refuse``), whoever asks.
 Shape legend: ``operands.py``.
 """
 
-import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,8 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cramming.errors import UserError
 from cramming.kernels import backends, reference, torch_convolution
 from cramming.kernels.operands import Convolution, Glu
+from cramming.out_of_memory import is_out_of_memory
 
 # ||found - exact|| / ||exact||, of the output and of each gradient: what tests hold backends to, and half as much more
 # in 16 bits, whose rounding alone is nearly all of that (3.9e-3 in bfloat16, of the 4e-3 that tests allow): a kernel
@@ -130,13 +131,28 @@ CASES: dict[str, tuple[Sizes, ...]] = {
 }
 
 
-@functools.cache
+class _Tried(NamedTuple):
+    """What became of a case.
+
+    Attributes:
+        lacks: what the backend lacks for it; None: nothing.
+        wrong: what it did wrong; None: nothing.
+    """
+
+    lacks: str | None = None
+    wrong: str | None = None
+
+
+_tried: dict[tuple[str, str, torch.device, torch.dtype, Sizes], _Tried] = {}
+
+
 def self_test(
     op: str, backend: str, device: torch.device, dtype: torch.dtype, sizes: Sizes | None = None
 ) -> str | None:
-    """Why a backend is not to be trusted with an operation here; None: it passed. Asked once in a process.
+    """Why a backend is not to be trusted with an operation here; None: it passed. Each case is tried once in a process.
 
-    Never while a CUDA graph is recorded: it waits for the device.
+    Never while a CUDA graph is recorded: it waits for the device. Where memory does not suffice for a case the backend
+    is not taken, but it is asked again the next time.
 
     Args:
         op: ``gated_long_conv`` or ``block_diagonal_glu``.
@@ -145,25 +161,69 @@ def self_test(
         dtype: of the passes.
         sizes: of the run, which are tried, too, with fewer sequences, channels and tokens: a backend that lacks them is
             not for it.
+
+    Raises:
+        UserError: the backend left the device in a state in which nothing more can be computed.
     """
     found, why = backends.of(op, backend)
     if found is None:
         return why
-    tried = 0
-    for case in (*CASES[op], *(() if sizes is None else (sizes.small(),))):
-        given = case.operands(dtype, device)
-        try:
-            why = getattr(found, backends.LACKS[op])(given)
-            wrong = _mistake(found, given, device) if why is None else None
-        except Exception as error:  # whatever it is: another backend does the work, and the log says why
-            first = str(error).strip().partition("\n")[0]
-            wrong = f"{type(error).__name__}: {first}" if first else type(error).__name__
-        if wrong is not None:
-            wrong = f"its test failed: {wrong}"
-            backends.refuse(op, backend, device, dtype, wrong)
-            return wrong
-        tried += why is None
-    return why if sizes is not None or not tried else None
+    cases = (*CASES[op], *(() if sizes is None else (sizes.small(),)))
+    lacks: list[str | None] = []
+    for case in cases:
+        key = op, backend, device, dtype, case
+        if key not in _tried:
+            try:
+                _tried[key] = _try(op, backend, found, case.operands(dtype, device), device)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return "its test did not fit into memory"
+        if _tried[key].wrong is not None:
+            return _tried[key].wrong
+        lacks.append(_tried[key].lacks)
+    return lacks[-1] if sizes is not None or None not in lacks else None
+
+
+def check_alive(op: str, backend: str, device: torch.device, why: str) -> None:
+    """After an error: whether a GPU still computes, which after some it does not before the process has ended.
+
+    Raises:
+        UserError: it does not.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"{op} by {backend} left the GPU in a state in which nothing more can be computed ({why}): start again "
+            "with impl.kernels=torch"
+        ) from error
+
+
+def _try(op: str, backend: str, found: Any, given: Convolution | Glu, device: torch.device) -> _Tried:
+    """A case; a backend that gets it wrong is refused.
+
+    Raises:
+        RuntimeError: out of memory.
+        UserError: the device cannot be used any more.
+    """
+    try:
+        lacks = getattr(found, backends.LACKS[op])(given)
+        if lacks is not None:
+            return _Tried(lacks=lacks)
+        wrong = _mistake(found, given, device)
+    except Exception as error:  # whatever it is: another backend does the work, and the log says why
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        first = str(error).strip().partition("\n")[0]
+        wrong = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        check_alive(op, backend, device, wrong)
+    if wrong is not None:
+        wrong = f"its test failed: {wrong}"
+        backends.refuse(op, backend, device, given[0].dtype, wrong)
+    return _Tried(wrong=wrong)
 
 
 def _mistake(found: Any, given: Convolution | Glu, device: torch.device) -> str | None:

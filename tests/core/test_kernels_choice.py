@@ -1,11 +1,8 @@
-"""Which backend does an operation: what is tested before it is trusted, what is chosen, what is said.
-
-Backends here are pretended: torch's own functions with something changed.
-"""
+"""Which backend does an operation: what is chosen, what is said, what a run keeps."""
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,152 +13,16 @@ from torch import Tensor
 
 from cramming import resolve
 from cramming.config import KERNELS, ImplConfig
-from cramming.kernels import backends, choice, gated_long_conv, torch_convolution, torch_glu
-from cramming.kernels.selftest import CASES, ConvolutionSizes, GluSizes, self_test
+from cramming.kernels import (
+    backends,
+    choice,
+    cuda,
+    selftest,
+    torch_convolution,
+)
+from cramming.kernels.selftest import CASES
 from tests.architectures.families import arch
-
-CONVOLUTION, GLU = "gated_long_conv", "block_diagonal_glu"
-CPU = torch.device("cpu")
-HERE = {CONVOLUTION: ConvolutionSizes(24, 4, 40, 64), GLU: GluSizes(160, 16, 32, 16)}
-Pretend = Callable[..., None]
-
-
-def right(**changed: Any) -> SimpleNamespace:
-    """A backend that computes as torch's does, but for what is given."""
-    parts = {name: getattr(torch_convolution, name) for name in ("convolution_lacks", "convolve", "convolve_back")}
-    parts |= {name: getattr(torch_glu, name) for name in ("glu_lacks", "glu_forward", "glu_back")}
-    return SimpleNamespace(**{**parts, **changed})
-
-
-@pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretend]:
-    """Sets what stands behind ``triton`` and ``cuda``: a backend, or why there is none."""
-    real = backends.of
-    there: dict[str, Any] = {"triton": "there is none", "cuda": "not built: run make kernels"}
-
-    def of(op: str, name: str) -> tuple[Any, str | None]:
-        if name not in there:
-            return real(op, name)
-        return (None, there[name]) if isinstance(there[name], str) else (there[name], None)
-
-    monkeypatch.setattr(backends, "of", of)
-    monkeypatch.setattr(backends, "_refused", {})
-    monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(choice, "_said", set())
-    caches = (self_test, choice.fastest)
-    for cached in caches:
-        cached.cache_clear()
-    yield there.update
-    for cached in caches:
-        cached.cache_clear()
-
-
-# ---- the test that a backend has to pass ----
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", CASES)
-def test_what_is_right_passes(op: str, dtype: torch.dtype, pretend: Pretend) -> None:
-    pretend(triton=right())
-    assert self_test(op, "triton", CPU, dtype, HERE[op]) is None
-
-
-def changed(place: int | str, by: Callable[[Tensor], Tensor]) -> SimpleNamespace:
-    """A backend whose output (``out``) or gradient of that number is changed."""
-
-    def gradients(found: Any) -> Any:
-        return found if isinstance(place, str) else found._replace(**{found._fields[place]: by(found[place])})
-
-    def forward(given: Any, keep: bool) -> tuple[Tensor, Tensor]:
-        made, kept = torch_glu.glu_forward(given, keep)
-        return (by(made) if place == "out" else made), kept
-
-    return right(
-        convolve=lambda given: (by if place == "out" else torch.clone)(torch_convolution.convolve(given)),
-        convolve_back=lambda given, slope: gradients(torch_convolution.convolve_back(given, slope)),
-        glu_forward=forward,
-        glu_back=lambda given, kept, slope: gradients(torch_glu.glu_back(given, kept, slope)),
-    )
-
-
-def without_the_last(full: Tensor) -> Tensor:
-    """In new memory, whose last value is never written."""
-    made = torch.empty_like(full)
-    made.flatten()[:-1] = full.flatten()[:-1]
-    return made
-
-
-WRONG: dict[str, tuple[SimpleNamespace, str]] = {
-    "zeros": (changed("out", torch.zeros_like), "output is 1.0e+00 from the definition"),
-    "nearly": (changed("out", lambda out: 1.00001 * out), "output is 1.0e-05 from the definition in float32"),
-    "unwritten": (changed("out", without_the_last), "output is nan from"),
-    "half": (changed("out", lambda out: out[: len(out) // 2]), "output is ("),
-    "another": (changed("out", lambda out: out + 1e-7 * torch.rand_like(out)), "output is another when computed again"),
-    "first_gradient": (changed(0, lambda slope: 1.001 * slope), "is 1.0e-03 from"),
-    "third_gradient": (changed(2, torch.zeros_like), "gradient of "),
-    "third_unwritten": (changed(2, without_the_last), "is nan from the definition"),
-}
-
-
-@pytest.mark.parametrize("mistake", WRONG)
-@pytest.mark.parametrize("op", CASES)
-def test_what_is_wrong_does_not(op: str, mistake: str, pretend: Pretend) -> None:
-    module, says = WRONG[mistake]
-    pretend(triton=module)
-    why = self_test(op, "triton", CPU, torch.float32)
-    assert why is not None
-    assert why.startswith("its test failed: ")
-    assert says in why
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.parametrize("op", CASES)
-def test_whatever_a_backend_raises_is_a_reason(op: str, pretend: Pretend) -> None:
-    def raises(*_: Any) -> Any:
-        raise ZeroDivisionError("no such\nluck")
-
-    pretend(cuda=right(convolve=raises, glu_forward=raises))
-    assert self_test(op, "cuda", CPU, torch.float32) == "its test failed: ZeroDivisionError: no such"
-
-
-def test_what_a_backend_lacks_is_no_mistake_unless_it_is_what_the_run_needs(pretend: Pretend) -> None:
-    def odd(given: Any) -> str | None:
-        return "lengths must be even" if given.z.shape[-1] % 2 else None
-
-    pretend(triton=right(convolution_lacks=odd), cuda=right(convolution_lacks=lambda given: "it needs a GPU"))
-    own = HERE[CONVOLUTION]
-    assert self_test(CONVOLUTION, "triton", CPU, torch.float32) is None
-    assert self_test(CONVOLUTION, "triton", CPU, torch.float32, own) is None
-    assert self_test(CONVOLUTION, "triton", CPU, torch.float32, own._replace(length=41)) == "lengths must be even"
-    assert self_test(CONVOLUTION, "cuda", CPU, torch.float32) == "it needs a GPU"
-    assert backends._refused == {}
-
-
-def test_what_failed_is_refused_in_that_type_whoever_asks(pretend: Pretend, caplog: pytest.LogCaptureFixture) -> None:
-    pretend(triton=changed("out", torch.zeros_like))
-    assert self_test(CONVOLUTION, "triton", CPU, torch.float32) is not None
-    for dtype, zero in ((torch.float32, False), (torch.float64, True)):
-        given = HERE[CONVOLUTION].operands(dtype, CPU)
-        assert (gated_long_conv(*given[:9], backend="triton") == 0).all() == zero
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "triton cannot do this here (its test failed: output is" in caplog.text
-
-
-# ---- what gives way while a run goes on ----
-
-
-def test_a_reason_is_said_once_however_many_sizes_it_names(pretend: Pretend, caplog: pytest.LogCaptureFixture) -> None:
-    def long(given: Any) -> str | None:
-        length = given.z.shape[-1]
-        return f"{length} positions are too many" if length > 4 else "odd" if length % 2 else None
-
-    pretend(triton=right(convolution_lacks=long))
-    for length in (3, 5, 6, 7, 5, 3, 2):
-        given = HERE[CONVOLUTION]._replace(length=length).operands(torch.float32, CPU)
-        found = gated_long_conv(*given[:9], backend="triton")
-        torch.testing.assert_close(found, torch_convolution.convolve(given))
-    assert [line.partition("(")[2].partition(")")[0] for line in caplog.messages] == ["odd", "5 positions are too many"]
-
+from tests.core.pretended import CONVOLUTION, CPU, GLU, HERE, Pretend, changed, right
 
 # ---- what is chosen ----
 
@@ -216,6 +77,53 @@ def test_what_was_settled_is_kept_and_a_change_is_told(pretend: Pretend, caplog:
     assert choice.use(m2(), CPU, torch.float32, known=gone) == known
     assert "gated_long_conv by triton (cuda: not built: run make kernels), block_diagonal_glu by torch; " in caplog.text
     assert "bitwise equality no longer holds" in caplog.text
+
+
+def test_by_name_what_was_asked_for_is_tried_again(pretend: Pretend, caplog: pytest.LogCaptureFixture) -> None:
+    pretend(triton=right())
+    known = {CONVOLUTION: "torch", GLU: "triton"}
+    assert choice.use(m2(), CPU, torch.float32, "triton", known=known) == {CONVOLUTION: "triton", GLU: "triton"}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "kernels: gated_long_conv by triton, block_diagonal_glu by triton; "
+        "this run began with gated_long_conv by torch: bitwise equality no longer holds"
+    )
+    caplog.clear()
+    both = {CONVOLUTION: "triton", GLU: "triton"}
+    assert choice.use(m2(), CPU, torch.float32, "cuda", known=both) == both
+    assert "bitwise" not in caplog.text, "what it gave way to is what it was"
+
+
+def test_only_who_asks_by_name_has_it_compiled(pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(cuda, "ensure_built", built.append)
+    monkeypatch.setattr(choice, "self_test", lambda *_: None)
+    known, there = {CONVOLUTION: "cuda", GLU: "cuda"}, torch.device("cuda")
+    assert choice.use(m2(), there, torch.float32, known=known) == known
+    assert built == []
+    assert choice.use(m2(), there, torch.float32, "cuda", known=known) == known
+    assert built == [there, there]
+
+
+def test_what_is_plain_or_dropped_out_is_not_claimed(pretend: Pretend, caplog: pytest.LogCaptureFixture) -> None:
+    pretend(triton=right())
+    model = m2(dropout=0.1)
+    with caplog.at_level(logging.INFO):
+        settled = choice.use(model, CPU, torch.float32, "triton", said=True)
+    said = "gated_long_conv by triton, block_diagonal_glu by triton (but for training with dropout)"
+    assert caplog.messages == [f"kernels: {said}"]
+    assert choice.described(settled, model) == {"kernels": said}
+    assert model.fast_paths()["block_diagonal"].endswith(", but for training with dropout")
+    for plain, ops in (
+        (["block_diagonal"], {CONVOLUTION}),
+        (["convolution"], {GLU}),
+        (["convolution", "block_diagonal"], set()),
+    ):
+        model.compute_plainly(plain)
+        assert choice.use(model, CPU, torch.float32, known=settled).keys() == ops
+        assert model.kernels.keys() == ops
+        model.fast_paths()
 
 
 class Clock:
@@ -274,8 +182,8 @@ def test_what_fails_is_not_timed(pretend: Pretend) -> None:
     found = clock.chosen(pretend, cuda="not built: run make kernels")
     assert found.backend == "triton"
     assert found.why == "passed its test; 1.5 times as fast as torch at 40 tokens; cuda: not built: run make kernels"
-    for cached in (self_test, choice.fastest):
-        cached.cache_clear()
+    selftest._tried.clear()
+    choice.fastest.cache_clear()
     found = clock.chosen(pretend, cuda=clock.backend("cuda", convolve=full), triton=changed("out", torch.zeros_like))
     assert found.backend == "torch"
     assert "cuda: out of memory" in found.why

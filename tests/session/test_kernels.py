@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cramming import microbatch
 from cramming.cli import pretraining
 from cramming.kernels import choice
 from cramming.session import pretrain
@@ -45,6 +46,26 @@ def test_what_was_found_is_kept_when_a_run_goes_on(
     assert summary["fast_paths"]["kernels"] == "gated_long_conv by reference, block_diagonal_glu by torch"
     (line,) = (message for message in caplog.messages if "kernels" in message)
     assert line.startswith("kernels: gated_long_conv by reference (the definition")
+
+
+def test_passes_are_timed_with_the_backends_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of passes is of these backends, and what is plain has none."""
+    asked: list[Any] = []
+    real = microbatch._settings
+
+    def settings(parts: Any, resolved: Any, whole: int) -> dict[str, Any]:
+        asked.append(real(parts, resolved, whole))
+        return asked[-1]
+
+    monkeypatch.setattr(microbatch, "_settings", settings)
+    for plain in ("[]", "[block_diagonal]"):
+        _, stored = m2(folder, "budget=1", "impl.microbatch_size=auto", f"impl.plain={plain}", "resume=false")
+        assert asked[-1]["kernel_backends"] == stored["kernel_backends"]
+    assert [list(each["kernel_backends"]) for each in asked] == [
+        ["gated_long_conv", "block_diagonal_glu"], ["gated_long_conv"],
+    ]  # fmt: skip
+    files = [microbatch._file(folder, {**asked[0], "kernel_backends": {"gated_long_conv": name}}) for name in "ab"]
+    assert files[0] != files[1]
 
 
 def test_a_model_without_these_operations_says_so_if_asked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
