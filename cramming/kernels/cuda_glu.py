@@ -6,14 +6,17 @@ Shape legend: ``operands.py``. ``csrc/glu.h`` says how the kernels work. They do
   torch's, which has nothing of its own to add but the bias;
 * backward: the middle's gradient, and of it those of gates and of values, beside the middle again; the products these
   go into are torch's, of tall matrices that lie in memory as they are needed.
+
+A middle of few values is torch's altogether, in float32: of so few 16-bit roundings most may go one way.
 """
 
 import torch
 from torch import Tensor
 
-from cramming.kernels import cuda
+from cramming.kernels import cuda, torch_glu
 from cramming.kernels.glu_products import blocks_of, gradients_of
 from cramming.kernels.operands import Glu, GluGradients
+from cramming.kernels.torch_glu import few
 
 DTYPES = (torch.bfloat16, torch.float16)
 PIECE = 8  # numbers of 16 bits that a thread reads at once
@@ -38,6 +41,8 @@ def glu_lacks(given: Glu) -> str | None:
 
 def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
     """-> (T, q m), and gates and values, (T, 2 p o), if they are to be kept."""
+    if few(given):
+        return torch_glu.glu_forward(given, keep)
     x, w_gate, w_value, w_out, bias = given = _readable(given)
     pairs, width, _ = w_gate.shape
     blocks, outputs, _ = w_out.shape
@@ -54,6 +59,8 @@ def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
 
 def glu_back(given: Glu, kept: Tensor, gradient: Tensor) -> GluGradients:
     """(T, 2 p o), (T, q m) -> gradients of what was given."""
+    if few(given):
+        return torch_glu.glu_back(given, kept, gradient)
     given, gradient, kept = _readable(given), _piecewise(gradient), _piecewise(kept)
     of_kept, middle = torch.empty_like(kept), kept.new_empty(len(kept), kept.shape[1] // 2)
     cuda.ops().glu_backward(gradient, given.w_out.transpose(1, 2).contiguous(), kept, of_kept, middle)

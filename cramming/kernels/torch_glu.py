@@ -26,7 +26,7 @@ def glu_lacks(given: Glu) -> str | None:
 def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
     """-> (T, q m), and gates and values, of the size (T, 2 p o), if they are to be kept."""
     x, w_gate, w_value, w_out, bias = given
-    if _few(given):
+    if few(given):
         return tuple(made.to(x.dtype) for made in glu_forward(_wide(given), keep))  # type: ignore[return-value]
     pairs, width, _ = w_gate.shape
     inputs = x.chunk(2 * pairs, dim=1)
@@ -53,7 +53,7 @@ def glu_forward(given: Glu, keep: bool) -> tuple[Tensor, Tensor]:
 def glu_back(given: Glu, kept: Tensor, gradient: Tensor) -> GluGradients:
     """(T, 2 p o), (T, q m) -> gradients of what was given."""
     x, w_gate, w_value, w_out, bias = given
-    if _few(given):
+    if few(given):
         wide = _wide(given)
         found = glu_back(wide, glu_forward(wide, True)[1], _floats(gradient))
         return GluGradients(*(None if part is None else part.to(x.dtype) for part in found))  # type: ignore[arg-type]
@@ -82,7 +82,8 @@ def glu_back(given: Glu, kept: Tensor, gradient: Tensor) -> GluGradients:
     return GluGradients(of_x, of_gate, of_value, of_out, None if bias is None else gradient.sum(0))
 
 
-def _few(given: Glu) -> bool:
+def few(given: Glu) -> bool:
+    """Whether the middle has so few 16-bit values that it is worked out in float32."""
     narrow = given.x.dtype.itemsize < torch.float32.itemsize
     return narrow and len(given.x) * given.w_gate.shape[0] * given.w_gate.shape[1] < FEW
 

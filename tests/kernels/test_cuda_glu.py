@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cramming.kernels import backends, block_diagonal_glu, cuda, cuda_glu
+from cramming.kernels import backends, block_diagonal_glu, cuda, cuda_glu, torch_glu
 from cramming.kernels.operands import Glu
 from tests.kernels import laws
 from tests.kernels.emulation import fenced, flag, library, pointer, run, seeded, size
@@ -81,6 +81,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Emulated:
     ops = Emulated()
     monkeypatch.setattr(cuda, "ops", lambda: ops)
     monkeypatch.setattr(cuda, "lacks", lambda device: None)
+    monkeypatch.setattr(cuda_glu, "few", lambda given: False)  # sizes are small here, and are the kernels' all the same
     return ops
 
 
@@ -287,6 +288,17 @@ def test_it_obeys_what_every_backend_does(emulated: Emulated, monkeypatch: pytes
 def test_the_definition_at_greater_sizes(emulated: Emulated, case: GluCase, dtype: torch.dtype) -> None:
     laws.writes_everything(case, dtype, "cuda")
     assert emulated.calls == 2
+
+
+@pytest.mark.parametrize("dtype", cuda_glu.DTYPES, ids=str)
+def test_few_values_are_worked_out_in_float32(
+    emulated: Emulated, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token: gates, values and the middle rounded to bfloat16 would be 8e-3 off."""
+    monkeypatch.setattr(cuda_glu, "few", torch_glu.few)
+    for seed in range(3):
+        case = GluCase(1, 8, 16 + 8 * seed, 8)
+        hold_glu(case, dtype, "cuda")
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def outputs(model: Model, batch: Batch, scales: dict[int, float] | None = None) 
     for layer, scale in (scales or {}).items():
 
         def scaled(module: Any, args: Any, output: Tensor, scale: float = scale) -> Tensor:
-            x, _, queries = args
+            x, _, queries, *_ = args
             before = x if queries is None else queries.select(x)
             return before + scale * (output - before)
 
