@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_CPU_FALLBACK := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-full check pipeline bench gpu-report kernels lint lock
+.PHONY: help demo test test-full test-scale check pipeline bench gpu-report kernels lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -19,13 +19,16 @@ demo: $(STAMP)  ## about 5 minutes on 2 CPU cores: prepare text, train, resume, 
 	@$(BIN)/python -m cramming.demo
 
 test: $(STAMP)  ## the test suite without the full grids
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not full and not network"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not full and not scale and not network"
 
 test-full: $(STAMP)  ## every test that needs no internet, full grids included
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not network"
 
+test-scale: $(STAMP)  ## laws of several ranks with more than two of them, killed ranks, long streams; one test at a time
+	@$(BIN)/python -m pytest -q -m "scale and not network"
+
 check: $(STAMP)  ## a clone checks itself: structure, configs, and two tiny models pretrained, fine-tuned and scored
-	@$(BIN)/python -m pytest -q -x -m "not full and not network" tests/test_structure.py tests/test_config.py
+	@$(BIN)/python -m pytest -q -x -m "not full and not scale and not network" tests/test_structure.py tests/test_config.py
 	@set -eu; for arch in bert_tiny mosaic_tiny; do \
 	    $(BIN)/python pretrain_bert.py name=check_$$arch experiment=test arch=$$arch resume=false; \
 	    $(BIN)/python eval.py name=check_$$arch eval=glue_test resume=false; \
