@@ -14,7 +14,7 @@ from typing import Any, Protocol
 class ShardFile:
     """A file as it lies at its place, beside the index."""
 
-    name: str  # relative, one word: never leaves the index's folder
+    name: str  # relative; may lie in a folder below (merged indexes have such), never outside the index's folder
     size: int  # bytes
     hashes: Mapping[str, str]  # algorithm -> hexadecimal digest; empty where the index has none
 
