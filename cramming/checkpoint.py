@@ -3,14 +3,15 @@
 A state is a tree of dicts, lists, tuples, tensors, numbers, strings, booleans and None; any other leaf is refused by
 name. A checkpoint is one folder ``step=00000123`` with ``model.safetensors`` (the weights, under the model's own
 names), ``state.safetensors`` (every other tensor), ``state.json`` (the rest of the tree) and ``manifest.json``
-(checksums, and what to show about it). It is written under a temporary name, synced and renamed, so that a name that
-looks like a checkpoint is one; checksums tell a damaged one. Nothing is ever unpickled.
+(checksums, and what to show about it). One that several ranks wrote has, in place of the two files of tensors, one of
+each rank and ``index.json``, which says where the rows of every tensor lie (``cramming/saving/sharded.py``). It is
+written under a temporary name, synced and renamed, so that a name that looks like a checkpoint is one; checksums tell a
+damaged one. Nothing is ever unpickled.
 """
 
 import hashlib
 import json
 import logging
-import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,73 +19,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cramming import faults
 from cramming.durable import replace, sync, sync_folder
 from cramming.errors import UserError
+from cramming.saving import files, snapshot
+from cramming.saving.files import INDEX, OTHERS, TREE, WEIGHTS
+from cramming.saving.files import sha256 as _sha256
+from cramming.saving.layout import reading_plan
+from cramming.saving.snapshot import Snapshot
+from cramming.saving.tree import flatten, unflatten
 
-FORMAT = 1
+__all__ = ["Checkpoint", "checkpoints", "flatten", "newest", "save", "sealed", "select", "unflatten"]
+
+FORMAT, SHARDED = 1, 2
 _FOLDER = re.compile(r"(?:\.replaced-)?step=(\d{8,})")
-_FILES = ("model.safetensors", "state.safetensors", "state.json")
+_FILE = re.compile(r"(model|state|rank-\d{5}-of-\d{5})\.safetensors|(state|index)\.json")
 _log = logging.getLogger(__name__)
-
-
-def flatten(state: Any, path: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
-    """A state as a JSON value with references, and the tensors they refer to.
-
-    Raises:
-        TypeError: a leaf of another type, named by its path.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-
-    def walk(node: Any, path: str) -> Any:
-        if isinstance(node, torch.Tensor):
-            if node.layout is not torch.strided or node.dtype is torch.complex128:  # safetensors knows neither
-                raise refused(path, f"{node.layout} tensor of {node.dtype}")
-            name = path
-            while name in tensors or name == "__metadata__":  # {"a.b": ...} beside {"a": {"b": ...}}; a reserved word
-                name += "'"
-            # One copy each: safetensors refuses tensors that share memory, and a view would save its whole base.
-            tensors[name] = node.detach().to("cpu", copy=True).contiguous()
-            return {"$tensor": name}
-        if isinstance(node, float) and not math.isfinite(node):
-            return {"$float": float.__repr__(node)}  # numpy's float64 is a float with a repr of its own
-        if node is None or isinstance(node, (bool, int, float, str)):
-            return node
-        if isinstance(node, Mapping):
-            items = [(key, walk(value, f"{path}.{key}" if path else str(key))) for key, value in node.items()]
-            if all(isinstance(key, str) and not key.startswith("$") for key in node):
-                return dict(items)
-            return {"$items": [[walk(key, f"{path}.$key"), value] for key, value in items]}
-        if isinstance(node, (list, tuple)):
-            values = [walk(value, f"{path}.{index}") for index, value in enumerate(node)]
-            return values if isinstance(node, list) else {"$tuple": values}
-        raise refused(path, type(node).__name__)
-
-    def refused(path: str, what: str) -> TypeError:
-        return TypeError(f"state {path or '(root)'} has type {what}, which a checkpoint cannot hold")
-
-    return walk(state, path), tensors
-
-
-def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The state that ``flatten`` took apart."""
-    if isinstance(tree, list):
-        return [unflatten(value, tensors) for value in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if "$tensor" in tree:
-        return tensors[tree["$tensor"]]
-    if "$float" in tree:
-        return float(tree["$float"])
-    if "$tuple" in tree:
-        return tuple(unflatten(value, tensors) for value in tree["$tuple"])
-    if "$items" in tree:
-        return {unflatten(key, tensors): unflatten(value, tensors) for key, value in tree["$items"]}
-    return {key: unflatten(value, tensors) for key, value in tree.items()}
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,38 +67,59 @@ class Checkpoint:
         try:
             manifest = json.loads((self.folder / "manifest.json").read_text())
             assert isinstance(manifest, dict)
-            if manifest["format"] != FORMAT:
-                raise UserError(
-                    f"checkpoint {self.folder} has format {manifest['format']}; this version reads {FORMAT}"
-                )
+            if manifest["format"] not in (FORMAT, SHARDED):
+                has = f"checkpoint {self.folder} has format {manifest['format']}"
+                raise UserError(f"{has}; this version reads {FORMAT} and {SHARDED}")
             if manifest != sealed(manifest):
                 raise ValueError("it does not match its checksum")
+            if strange := [name for name in manifest["sha256"] if not _FILE.fullmatch(name)]:
+                raise ValueError(f"{strange[0]!r} is no file of a checkpoint")
             return manifest
         except (OSError, ValueError, KeyError, AssertionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"checkpoint {self.folder} is damaged: manifest.json cannot be read ({error})") from error
 
-    def read(self) -> dict[str, Any]:
-        """The state, after checking every file's checksum.
+    def check(self, rank: int = 0, world: int = 1) -> None:
+        """Compare files with their checksums: all of them, or this rank's part, so that ranks together read each once.
 
         Raises:
             UserError: damaged, with the file named.
         """
-        for name, expected in self.manifest()["sha256"].items():
+        for name, expected in list(self.manifest()["sha256"].items())[rank::world]:
             file = self.folder / name
             if not file.is_file():
                 raise UserError(f"checkpoint {self.folder} is damaged: {name} is missing")
             if _sha256(file) != expected:
                 raise UserError(f"checkpoint {self.folder} is damaged: {name} does not match its checksum")
+
+    def read(self) -> dict[str, Any]:
+        """The state, whole, after checking every file's checksum; whoever wrote it.
+
+        Raises:
+            UserError: damaged, with the file named.
+        """
+        self.check()
         try:
-            tensors = load_file(self.folder / "state.safetensors")
-            state = unflatten(json.loads((self.folder / "state.json").read_text()), tensors)
-            state["model"] = load_file(self.folder / "model.safetensors")
-        except (SafetensorError, ValueError, KeyError) as error:
+            if (self.folder / INDEX).is_file():
+                parts = files.Parts(self.folder)
+                tensors = parts.read(reading_plan(parts.index, 1, 0))
+                weights, others = files.weights_and_others(tensors)
+            else:
+                weights, others = load_file(self.folder / WEIGHTS), load_file(self.folder / OTHERS)
+            state = unflatten(json.loads((self.folder / TREE).read_text()), others)
+            state["model"] = weights
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"checkpoint {self.folder} is damaged: {error}") from error
         assert isinstance(state, dict)
         return state
+
+    def weights_sha256(self) -> str:
+        """A checksum of the files that hold the weights."""
+        sums = self.manifest()["sha256"]
+        if WEIGHTS in sums:
+            return str(sums[WEIGHTS])
+        return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
@@ -212,42 +186,73 @@ def save(
     Raises:
         UserError: the disk is full or not writable; nothing that was saved before is lost.
     """
-    tree, tensors = flatten({k: v for k, v in state.items() if k != "model"})
-    _, weights = flatten(state["model"])
-    final, temporary = folder / f"step={step:08d}", folder / f".writing-step={step:08d}"
+    return write(folder, step, snapshot.whole(state), about, keep=keep, kept_at_h=kept_at_h)
+
+
+def write(
+    folder: Path, step: int, saved: Snapshot, about: Mapping[str, Any], *, keep: int, kept_at_h: list[float]
+) -> Path:
+    """``save`` of a state that was copied before.
+
+    Raises:
+        UserError: the disk is full or not writable; nothing that was saved before is lost.
+    """
+    weights, others = files.weights_and_others(saved.tensors)
     try:
-        _clear(folder)
-        temporary.mkdir(parents=True)
-        save_file(weights, temporary / "model.safetensors")
+        temporary = begin(folder, step)
+        save_file(weights, temporary / WEIGHTS)
         faults.point("checkpoint-weights")
-        save_file(tensors, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps(tree, allow_nan=False))
+        save_file(others, temporary / OTHERS)
+        (temporary / TREE).write_text(json.dumps(saved.tree, allow_nan=False))
         faults.point("checkpoint-state")
-        sums = {name: _sha256(temporary / name) for name in _FILES}
-        marks = sorted({*kept_at_h, *_kept_at_h(Checkpoint(final))})
-        manifest = {"format": FORMAT, "step": step, "kept_at_h": marks, **about, "sha256": sums}
-        (temporary / "manifest.json").write_text(json.dumps(sealed(manifest), indent=2))
-        for file in temporary.iterdir():
-            sync(file, "checkpoint")
-        sync_folder(temporary)
-        if final.exists():  # the same step saved again, for instance at the end; never a moment without either
-            final.rename(folder / f".replaced-{final.name}")
-            faults.point("checkpoint-replace")
-        replace(temporary, final, "checkpoint")
-        faults.point("checkpoint-renamed")
-        for outdated in _outdated(folder, keep):
-            # Renamed first, so that a kill in the middle of deleting leaves no damaged checkpoint behind.
-            outdated.folder.rename(folder / f".old-{outdated.folder.name}")
-        _clear(folder)
-        faults.point("checkpoint-pruned")
+        sums = {name: _sha256(temporary / name) for name in (WEIGHTS, OTHERS, TREE)}
+        return complete(folder, step, {"format": FORMAT, **about, "sha256": sums}, keep=keep, kept_at_h=kept_at_h)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        saved = checkpoints(folder)
-        held = f"the last one saved is step={saved[-1].step:08d}" if saved else "none is saved yet"
-        raise UserError(
-            f"cannot write a checkpoint to {folder}: {error}; {held}. Free some space, then run the same command again"
-        ) from error
+        raise failed(folder, step, error) from error
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint's files to."""
+    _clear(folder)
+    temporary = folder / f".writing-step={step:08d}"
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def complete(folder: Path, step: int, about: Mapping[str, Any], *, keep: int, kept_at_h: list[float]) -> Path:
+    """Write the manifest of what lies where ``begin`` said, give it its name, and delete what is outdated.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    final, temporary = folder / f"step={step:08d}", folder / f".writing-step={step:08d}"
+    marks = sorted({*kept_at_h, *_kept_at_h(Checkpoint(final))})
+    manifest = {"format": about["format"], "step": step, "kept_at_h": marks, **about}
+    (temporary / "manifest.json").write_text(json.dumps(sealed(manifest), indent=2))
+    for file in temporary.iterdir():
+        sync(file, "checkpoint")
+    sync_folder(temporary)
+    if final.exists():  # the same step saved again, for instance at the end; never a moment without either
+        final.rename(folder / f".replaced-{final.name}")
+        faults.point("checkpoint-replace")
+    replace(temporary, final, "checkpoint")
+    faults.point("checkpoint-renamed")
+    for outdated in _outdated(folder, keep):
+        # Renamed first, so that a kill in the middle of deleting leaves no damaged checkpoint behind.
+        outdated.folder.rename(folder / f".old-{outdated.folder.name}")
+    _clear(folder)
+    faults.point("checkpoint-pruned")
     return final
+
+
+def failed(folder: Path, step: int, error: Exception) -> UserError:
+    """Give up a write, so that its part does not fill the disk further; what to say about it."""
+    shutil.rmtree(folder / f".writing-step={step:08d}", ignore_errors=True)
+    saved = checkpoints(folder)
+    held = f"the last one saved is step={saved[-1].step:08d}" if saved else "none is saved yet"
+    return UserError(
+        f"cannot write a checkpoint to {folder}: {error}; {held}. Free some space, then run the same command again"
+    )
 
 
 def _clear(folder: Path) -> None:
@@ -276,8 +281,3 @@ def _kept_at_h(checkpoint: Checkpoint) -> list[float]:
         return list(checkpoint.manifest()["kept_at_h"])
     except UserError:
         return []
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

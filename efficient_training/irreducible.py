@@ -172,7 +172,7 @@ def _finished(config: PretrainConfig, run_dir: Path, progress: ProgressSink) -> 
     from cramming.build import build_run
     from cramming.data.preparation import prepare
     from cramming.exchange import initializing
-    from cramming.session import about, check_fits
+    from cramming.identity import about, check_fits
 
     found = checkpoint.newest(run_dir / "checkpoints")
     if found is not None:
@@ -182,7 +182,7 @@ def _finished(config: PretrainConfig, run_dir: Path, progress: ProgressSink) -> 
         check_fits(saved, about(run))
         run.load_state_dict(state)
         if run.clock.spent_s >= run.clock.budget_s or "ended" in run.notes:
-            return run, str(saved.manifest()["sha256"]["model.safetensors"])
+            return run, saved.weights_sha256()
     raise UserError(f"{config.name} is not trained to its end; train it first: the same command with steps=[train]")
 
 
