@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cramming.data.shards.compression import decompressed
+from cramming.data.shards.formats import read_index
 from cramming.data.shards.hashes import check_file
-from cramming.data.shards.mds import read_index
 from cramming.data.shards.mds_writer import write_mds
 
 FIXTURES = Path(__file__).parent / "fixtures_mds"

@@ -1,11 +1,12 @@
 """What the indexes of all formats have in common: JSON a stranger wrote, looked at before anything is done with it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cramming.data.shards.compression import parse_compression
 from cramming.data.shards.hashes import check_algorithm
-from cramming.data.shards.shard import ShardFile
+from cramming.data.shards.shard import Shard, ShardFile
 from cramming.errors import UserError
 
 
@@ -37,6 +38,35 @@ def field(node: Any, key: str, kind: type, where: str) -> Any:
 
 
 _KINDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+
+
+def listed_shards(node: Mapping[str, Any], where: str) -> list[Shard]:
+    """The shards of an index: ``{"samples": n, "raw_data": file, "zip_data": file or null, "compression": name}``.
+
+    Raises:
+        UserError: the index is damaged, or names files outside its folder.
+    """
+    shards: list[Shard] = []
+    names: set[str] = set()
+    for number, one in enumerate(field(node, "shards", list, where)):
+        place = f"{where}: shard {number}"
+        raw = shard_file(field(one, "raw_data", dict, place), place)
+        file, compression = raw, None
+        if one.get("zip_data") is not None:
+            compression = field(one, "compression", str, place)
+            parse_compression(compression, place)
+            file = shard_file(one["zip_data"], place)
+        if twice := names & {raw.name, file.name}:
+            raise UserError(f"{place}: the file {min(twice)} is listed twice: the index is damaged")
+        names |= {raw.name, file.name}
+        first = shards[-1].first + shards[-1].samples if shards else 0
+        shards.append(Shard(number, first, field(one, "samples", int, place), file, raw, compression))
+    return shards
+
+
+def content_facts(shards: Sequence[Shard]) -> list[object]:
+    """What an index says of the samples themselves. Without checksums that is little: the sizes of all files."""
+    return [[s.samples, s.raw.name, s.raw.size, dict(s.raw.hashes) or s.file.size] for s in shards]
 
 
 def shard_file(node: Any, where: str) -> ShardFile:

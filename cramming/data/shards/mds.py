@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from cramming.data.fingerprint import fingerprint
-from cramming.data.shards.compression import parse_compression
 from cramming.data.shards.encodings import Encoding, encoding
-from cramming.data.shards.listing import field, parse_object, shard_file
+from cramming.data.shards.listing import content_facts, field, listed_shards, parse_object
 from cramming.data.shards.shard import Shard
 from cramming.errors import UserError
 
@@ -48,25 +47,16 @@ class MdsIndex:
         """
         node = parse_object(text, where)
         _check_version(node, where)
-        shards: list[Shard] = []
-        columns: dict[str, str] | None = None
-        names: set[str] = set()
+        columns: dict[str, str] = {}
         for number, one in enumerate(field(node, "shards", list, where)):
-            place = f"{where}: shard {number}"
-            found = _columns(one, place)
-            if columns is not None and list(columns.items()) != list(found.items()):
-                raise UserError(f"{place} has the columns {found}, those before it {columns}; convert it again")
+            found = _columns(one, f"{where}: shard {number}")
+            if number and list(columns.items()) != list(found.items()):
+                raise UserError(
+                    f"{where}: shard {number} has columns {found}, those before {columns}; convert it again"
+                )
             columns = found
-            first = shards[-1].first + shards[-1].samples if shards else 0
-            shard = _shard(one, number, first, place)
-            if twice := names & {shard.raw.name, shard.file.name}:
-                raise UserError(f"{place}: the file {min(twice)} is listed twice: the index is damaged")
-            names |= {shard.raw.name, shard.file.name}
-            shards.append(shard)
-        facts = [
-            [s.samples, s.raw.name, s.raw.size, s.raw.hashes, s.file.size if not s.raw.hashes else 0] for s in shards
-        ]
-        return MdsIndex(shards, columns or {}, fingerprint("mds", columns or {}, facts))
+        shards = listed_shards(node, where)
+        return MdsIndex(shards, columns, fingerprint("mds", columns, content_facts(shards)))
 
     @property
     def samples(self) -> int:
@@ -76,26 +66,6 @@ class MdsIndex:
     def open(self, shard: Shard, raw: Path) -> "MdsReader":
         """See ``ShardIndex.open``."""
         return MdsReader(raw, shard, self.columns)
-
-
-def read_index(folder: Path) -> MdsIndex:
-    """The index of a folder on this machine.
-
-    Raises:
-        UserError: there is none, or it is not usable.
-    """
-    path = folder / INDEX
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        splits = sorted(found.parent.name for found in folder.glob(f"*/{INDEX}"))
-        way_out = (
-            f"; its splits are folders, name one: {', '.join(splits)}" if splits else ": it is no folder of MDS shards"
-        )
-        raise UserError(f"{folder} has no {INDEX}{way_out}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    return MdsIndex.parse(text, str(path))
 
 
 def _check_version(node: Any, where: str) -> None:
@@ -123,19 +93,6 @@ def _columns(node: Any, where: str) -> dict[str, str]:
         if size != expected:
             raise UserError(f"{where}: column {name!r} has size {size}, {kind} has {expected}: the index is damaged")
     return dict(zip(names, encodings, strict=True))
-
-
-def _shard(node: Any, number: int, first: int, where: str) -> Shard:
-    raw = shard_file(node.get("raw_data"), where)
-    compression, packed = node.get("compression"), node.get("zip_data")
-    if packed is None:
-        compression, file = None, raw  # written without, or decompressed since
-    elif not isinstance(compression, str):
-        raise UserError(f"{where} has a compressed file and the compression {compression!r}: the index is damaged")
-    else:
-        parse_compression(compression, where)
-        file = shard_file(packed, where)
-    return Shard(number, first, field(node, "samples", int, where), file, raw, compression)
 
 
 class MdsReader:

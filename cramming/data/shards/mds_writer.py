@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cramming.data.shards.compression import compress, parse_compression
 from cramming.data.shards.encodings import encoding
-from cramming.data.shards.hashes import check_algorithm, hash_of_bytes
 from cramming.data.shards.mds import INDEX, VERSION
-from cramming.data.shards.writing import Finished, write_folder
+from cramming.data.shards.writing import Finished, Packing, write_folder
 from cramming.errors import UserError
 
 SIZE_LIMIT = 1 << 26  # bytes of a decompressed shard, as in the original library
@@ -46,9 +44,7 @@ class MdsWriter:
         size_limit: int | None = SIZE_LIMIT,
         number: int = 0,
     ) -> None:
-        self._suffix = "" if compression is None else f".{parse_compression(compression, 'compression')[0]}"
-        for algorithm in hashes:
-            check_algorithm(algorithm, "hashes")
+        self._packing = Packing(compression, hashes)
         if size_limit is not None and not 0 < size_limit < _MOST:
             raise UserError(f"size_limit={size_limit} is out of range; a shard has 1 to {_MOST - 1:,} bytes")
         self._columns = [(name, encoding(columns[name], f"column {name!r}")) for name in sorted(columns)]
@@ -56,7 +52,7 @@ class MdsWriter:
             "version": VERSION,
             "format": "mds",
             "compression": compression,
-            "hashes": sorted(set(hashes)),
+            "hashes": self._packing.hashes,
             "size_limit": size_limit,
             "column_names": [name for name, _ in self._columns],
             "column_encodings": [columns[name] for name, _ in self._columns],
@@ -103,24 +99,10 @@ class MdsWriter:
         offsets = np.cumsum([4 + _OFFSET_BYTES * (len(self._samples) + 1) + len(self._head), *map(len, self._samples)])
         count = np.array(len(self._samples), "<u4").tobytes()
         raw = b"".join([count, offsets.astype("<u4").tobytes(), self._head, *self._samples])
-        name = f"shard.{self._number:05}.mds"
-        data, packed = raw, None
-        if self._suffix:
-            data = compress(str(self._settings["compression"]), raw)
-            packed = self._described(name + self._suffix, data)
-        entry = {
-            "samples": len(self._samples),
-            "raw_data": self._described(name, raw),
-            "zip_data": packed,
-            **self._settings,
-        }
+        finished = self._packing.finished(f"shard.{self._number:05}.mds", raw, len(self._samples), self._settings)
         self._number += 1
         self._begin()
-        return Finished(name + self._suffix, data, entry)
-
-    def _described(self, name: str, data: bytes) -> dict[str, Any]:
-        hashes = {algorithm: hash_of_bytes(data, algorithm) for algorithm in self._settings["hashes"]}  # type: ignore[attr-defined]
-        return {"basename": name, "bytes": len(data), "hashes": hashes}
+        return finished
 
 
 def write_mds(

@@ -47,9 +47,17 @@ class ShardReader(Protocol):
 class ShardIndex(Protocol):
     """All shards of a corpus, as its index lists them."""
 
-    shards: Sequence[Shard]
-    columns: Mapping[str, str]  # name -> encoding (``str``, ``bytes``, ``int``, ...), sorted by name
-    fingerprint: str  # of everything in the index that decides the samples; hexadecimal
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """In their order."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Name -> encoding (``str``, ``bytes``, ``int``, ...), sorted by name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything in the index that decides the samples; hexadecimal."""
 
     def open(self, shard: Shard, raw: Path) -> ShardReader:
         """A shard whose raw (decompressed) file is ``raw``.

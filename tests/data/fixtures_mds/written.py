@@ -33,7 +33,8 @@ def many(n: int) -> list[dict[str, Any]]:
         {
             "a_text": f"ä{i}", "b_bytes": bytes(range(i)), "c_int": -(10**i), "d_u8": i, "e_i16": -i,
             "f_u32": 2**32 - 1 - i, "g_i64": -(2**63) + i, "h_f16": i / 4, "i_f32": i / 8, "j_f64": i / 3,
-            "k_str_int": 10 ** (20 + i), "l_str_float": i / 7, "m_json": {"b": [i, None], "a": "é"}, "n_any": np.full((1, i + 1), i / 2, np.float32),
+            "k_str_int": 10 ** (20 + i), "l_str_float": i / 7, "m_json": {"b": [i, None], "a": "é"},
+            "n_any": np.full((1, i + 1), i / 2, np.float32),
             "o_typed": np.arange(300 if i else 2, dtype=np.int32), "p_shaped": np.full((2, 3), i, np.uint16),
         }
         for i in range(n)
