@@ -110,6 +110,17 @@ def passes(error: BaseException) -> bool:
     return lost or bool(names & {*_BUSY, *_CUT})
 
 
+def is_past_end(error: BaseException) -> bool:
+    """Whether a part of a file was asked for that begins behind its end."""
+    return bool(set(_names(error)) & {"InvalidRange", "416"})
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether a file is not there, in a bucket that is."""
+    names = set(_names(error))
+    return "FileNotFoundError" in names and not names & {"NoSuchBucket", *_CUT}
+
+
 def _said(error: Exception, address: str | Path) -> str:
     """What is wrong with an address, and the way out."""
     names = set(_names(error))
@@ -120,6 +131,11 @@ def _said(error: Exception, address: str | Path) -> str:
         return f"needs a package that is not here: pip install {_PACKAGES.get(scheme, _line(error))}"
     if names & set(_EXPIRED):
         return "refuses: the credentials have expired; renew them and run the same command again, nothing is lost"
+    if "400" in names and scheme in ("s3", "s3a"):  # the answer to HEAD has no room for a reason
+        return (
+            "refuses with 400, as it does when credentials have expired or the bucket is of another region; "
+            "renew them, or set AWS_DEFAULT_REGION, and run the same command again"
+        )
     if names & set(_NO_KEYS):
         return f"cannot be asked without credentials, and there are none; set {keys}"
     if names & set(_UNKNOWN_KEYS):

@@ -85,6 +85,16 @@ def prepare(
         ) from error
 
 
+def tokenizer_of(config: DataConfig, data_dir: Path, source: Source, progress: ProgressSink) -> Tokenizer:
+    """The tokenizer ``config`` names, trained on ``source`` if it says so: for corpora that are not prepared.
+
+    Raises:
+        UserError: it cannot be had, or the text does not do.
+    """
+    making = _Preparation(config, data_dir, 0, progress, source)
+    return making._existing_tokenizer() or making._trained_tokenizer()
+
+
 class _Preparation:
     """One call of ``prepare``."""
 

@@ -1,10 +1,12 @@
 """A vocabulary small enough to check rows by hand."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import published_set
 import pytest
+import s3_server
 
 #: Ids 0 to 4 as everywhere, then a = 5, b = 6, ... z = 30.
 LETTERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
@@ -50,3 +52,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
 def published_archive(published: tuple[Path, np.ndarray]) -> bytes:
     """Its archive."""
     return published_set.archive(published[0])
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3_server.S3]:
+    """An S3 server on loopback, which this process's environment names."""
+    pytest.importorskip("moto", reason="moto[s3], flask and flask-cors are not installed")
+    pytest.importorskip("flask_cors", reason="moto[s3], flask and flask-cors are not installed")
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = s3_server.start(monkeypatch.setenv)
+    for key in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(key, raising=False)
+    yield server
+    server.close()
