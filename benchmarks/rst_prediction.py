@@ -19,11 +19,12 @@ from statistics import median, quantiles
 import torch
 
 from cramming import resolve
-from cramming.build import Parts, build_run, probes
+from cramming.build import Parts, build_run
 from cramming.calibration import this_machine
 from cramming.cli import compose
 from cramming.data.preparation import prepare
 from cramming.errors import UserError
+from cramming.priced import probes
 from cramming.progress import progress_for
 from cramming.train import train
 from rst.calibration import CalibrationError, build_table, measure

@@ -1,6 +1,9 @@
-"""A batch of masked sequences.
+"""A batch of masked sequences, whole or this rank's share of it.
 
-Shape legend: B sequences, S positions, P prediction slots, K kept.
+Of R ranks each holds every R-th sequence of a batch, so that any run of R consecutive ones is spread evenly. All hold
+equally many: where R does not divide the batch, the last ones are filled up with sequences that weigh nothing.
+
+Shape legend: B sequences here, S positions, P prediction slots, K kept, T sequences of the whole batch.
 """
 
 from collections.abc import Iterator
@@ -8,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from cramming.parallel.ranks import here
 
 _PER_SEQUENCE = ("ids", "epochs", "inputs", "positions", "labels", "weights", "lengths", "starts", "kept")
 
@@ -32,6 +37,9 @@ class Batch:
     index: int = 0  # number of this draw group within its batch
     kept: Tensor | None = None  # (B, K) int64: positions, ascending, that layers of ``kept_depth`` see; None: all
     kept_depth: tuple[float, float] = (0.0, 0.0)  # shares of the active layers where that begins and ends
+    share: int | None = None  # T of the batch of which these are the sequences of this rank; None: this is all of it
+    ends_group: bool = True  # the last part of its draw group
+    ends_batch: bool = True  # the last part of all: gradients are complete with it
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -41,35 +49,90 @@ class Batch:
         """S, the padded sequence length."""
         return self.inputs.shape[1]
 
+    @property
+    def sequences(self) -> int:
+        """T: those of other ranks counted, those that weigh nothing not."""
+        return len(self) if self.share is None else self.share
+
+    @property
+    def places(self) -> Tensor:
+        """(B,) int64: where in the whole batch each sequence is; from T on it is there to fill up."""
+        places = torch.arange(len(self), device=self.ids.device)
+        return places if self.share is None else places * here().world + here().rank
+
+    def shared(self) -> "Batch":
+        """This rank's share; of one rank the batch itself."""
+        ranks = here()
+        if self.share is not None or ranks.world == 1:
+            return self
+        places = torch.arange(ranks.rank, -(-len(self) // ranks.world) * ranks.world, ranks.world)
+        return self._rows((places % len(self)).to(self.ids.device)).as_share(len(self))
+
+    def as_share(self, sequences: int) -> "Batch":
+        """These rows as this rank's share of a batch of ``sequences``: those beyond its end weigh nothing."""
+        part = replace(self, share=sequences)
+        return replace(part, weights=self.weights * (part.places < sequences)[:, None])
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """What is known of each sequence here, (B, ...) -> of each of the whole batch, (T, ...), on every rank.
+
+        Where this is a share, all ranks have to ask.
+        """
+        return values if self.share is None else here().gathered(values)[: self.share]
+
+    def whole(self) -> "Batch":
+        """All sequences, of every rank; where this is a share, all ranks have to ask."""
+        if self.share is None:
+            return self
+        found = {name: getattr(self, name) for name in _PER_SEQUENCE}
+        return replace(self, **{k: v if v is None else self.gathered(v) for k, v in found.items()}, share=None)  # type: ignore[arg-type]
+
     def groups(self, sequences: int | None) -> Iterator["Batch"]:
-        """Draw groups: consecutive parts of ``sequences`` each (``None``: the whole), numbered by ``index``."""
-        for number, part in enumerate(self.split(sequences)):
-            yield replace(part, index=number)
+        """Draw groups: consecutive parts of ``sequences`` each (``None``: the whole), numbered by ``index``.
+
+        Of a share, this rank's part of each; R divides ``sequences`` wherever there is more than one.
+        """
+        here_each = sequences
+        if self.share is not None and sequences is not None:
+            assert self.share <= sequences or sequences % here().world == 0, "build_run refuses it"
+            here_each = -(-sequences // here().world)
+        for number, part in enumerate(self.split(here_each)):
+            yield replace(part, index=number, ends_group=True, ends_batch=self.ends_batch and part.ends_group)
 
     def split(self, sequences: int | None) -> Iterator["Batch"]:
-        """Consecutive parts of ``sequences`` each (``None``: the whole), still of the draw group they were of."""
+        """Consecutive parts of ``sequences`` of those here (``None``: all), still of the draw group they were of."""
         if sequences is None or sequences >= len(self):
             yield self
             return
         for start in range(0, len(self), sequences):
-            yield self._rows(slice(start, start + sequences))
+            ends = start + sequences >= len(self)
+            part = self._rows(slice(start, start + sequences))
+            if self.share is not None:
+                world = here().world
+                part = replace(part, share=min(self.share, (start + len(part)) * world) - start * world)
+            yield replace(part, ends_group=self.ends_group and ends, ends_batch=self.ends_batch and ends)
 
     def select(self, rows: Tensor) -> "Batch":
-        """The sequences ``rows`` (int64 or bool) as a batch of their own, with its own normalizer."""
-        part = self._rows(rows)
-        return replace(part, normalizer=part.weights.sum(), index=0)
+        """The sequences ``rows`` (int64 or bool, of the whole batch) as a batch of their own, with its own normalizer.
+
+        The result is whole; of a share all ranks have to ask.
+        """
+        part = self.whole()._rows(rows)
+        return replace(part, normalizer=part.weights.sum(), index=0, ends_group=True, ends_batch=True)
 
     @staticmethod
     def concatenate(parts: "list[Batch]") -> "Batch":
-        """One batch of all sequences of ``parts``, in their order; they must be equally long."""
+        """One whole batch of all sequences of ``parts``, in their order; they must be equally long."""
         assert parts, "nothing to concatenate"
+        parts = [part.whole() for part in parts]
         joined: dict[str, Tensor | None] = {}
         for name in _PER_SEQUENCE:
             values = [getattr(part, name) for part in parts]
             joined[name] = None if values[0] is None else torch.cat(values)
         weights = joined["weights"]
         assert weights is not None
-        return replace(parts[0], **joined, normalizer=weights.sum(), index=0)  # type: ignore[arg-type]
+        joined["normalizer"] = weights.sum()
+        return replace(parts[0], **joined, index=0, ends_group=True, ends_batch=True)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

@@ -7,7 +7,7 @@ everything here is looked up there or reached through the typed configuration.
 import logging
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,10 @@ import torch
 
 from cramming import microbatch, registry, resolve
 from cramming.batch import Batch
-from cramming.calibration import Target
 from cramming.checkpoint import checkpoints
-from cramming.config import ImplConfig, PretrainConfig, TrainConfig
+from cramming.config import PretrainConfig
 from cramming.costs import build_costs
-from cramming.data.config import HELDOUT, DataConfig
+from cramming.data.config import HELDOUT
 from cramming.data.curriculum import curriculum
 from cramming.data.store import TokenStore
 from cramming.data.stream import Split, Stream, slots
@@ -31,19 +30,21 @@ from cramming.kernels import backends, choice
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model, is_fused
+from cramming.parallel import dividing
+from cramming.parallel.environment import launched
+from cramming.parallel.files import shared_files
+from cramming.parallel.ranks import here
 from cramming.plain import ALL, WAYS
 from cramming.precision import DTYPES
+from cramming.priced import calibrate_command, flops_of, probes, target_of
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
 from cramming.schedule import Ramp
 from cramming.train import Run
-from rst.calibration import probe_works
 from rst.clock import Clock
 from rst.costs import StepsCost
-from rst.work import Work
 
 _log = logging.getLogger(__name__)
-_REFERENCE_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Parts:
         torch.manual_seed(key(self.config.seed, "weights"))
         model = self.config.arch.build(self.vocab_size, self.seq_length)
         model.gradient_checkpointing = self.config.impl.gradient_checkpointing
-        torch.manual_seed(key(self.config.seed, "dropout"))
+        rank = launched().rank  # ranks drop out other units; rank 0 those of a process that is alone
+        torch.manual_seed(key(self.config.seed, "dropout", *([rank] if rank else [])))
         return model.train(self.config.arch.drops_out).to(self.device)  # type: ignore[no-any-return]
 
     def engine(self, model: Model, clock: Clock, resolved: Resolved) -> Engine:
@@ -85,6 +87,7 @@ class Parts:
             compile=resolved.compile,
             cuda_graphs=resolved.cuda_graphs,
             max_skipped_steps=train.max_skipped_steps,
+            parallel=resolved.parallel,
         )
 
     def spare_engine(self, resolved: Resolved, model: Model | None = None) -> Engine:
@@ -93,7 +96,7 @@ class Parts:
         It records no CUDA graphs, whose memory would outlast it.
         """
         own = self.model() if model is None else model.to(self.device)
-        resolved = replace(resolved, cuda_graphs=False)
+        resolved = replace(resolved, cuda_graphs=False, parallel="none")
         return self.engine(own, Clock({"main": StepsCost()}, sys.float_info.max), resolved)
 
     def settle_kernels(self, resolved: Resolved) -> Resolved:
@@ -250,19 +253,27 @@ def build_run(
     method = build_method(config.method, config.train.optim)
     # Sequences that share one random draw; those of a batch that is smaller all do.
     group = min(method.sequences_per_draw or config.train.batch_size, config.train.batch_size)
-    resolved = parts.settle_kernels(resolved)  # how long passes take depends on them
-    if resolved.microbatch_size is None:
-        resolved = replace(resolved, microbatch_size=microbatch.find(parts, resolved, group))
+    ranks = here()
+    dividing.check(config.train.batch_size, group, ranks.world)
+    group //= ranks.world  # of each rank
+    if ranks.main:
+        resolved = parts.settle_kernels(resolved)  # how long passes take depends on them
+        if resolved.microbatch_size is None:
+            resolved = replace(resolved, microbatch_size=microbatch.find(parts, resolved, group))
+    resolved = Resolved(**ranks.told(asdict(resolved)))
     assert resolved.microbatch_size is not None
     if group % resolved.microbatch_size:
         raise UserError(
             f"impl.microbatch_size={resolved.microbatch_size} does not divide the {group} sequences that share one "
-            f"random draw; use a divisor of {math.gcd(config.train.batch_size, group)}"
+            f"random draw{' on a rank' if ranks.world > 1 else ''}; use a divisor of "
+            f"{math.gcd(config.train.batch_size, group)}"
         )
     model = parts.model()
-    if config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
+    if ranks.main and config.init_from is not None and not checkpoints(run_dir / "checkpoints"):
         initializing.record(run_dir, initializing.initialize(model, config, store.tokenizer))
-    with resolve.whole_machine():
+    if ranks.told(config.init_from is not None):
+        model.load_state_dict(ranks.given({name: t.cpu() for name, t in model.state_dict().items()}))
+    with resolve.whole_machine(), shared_files(run_dir, "rst*.json"):
         costs = build_costs(
             config.rst,
             target=target_of(parts, resolved.precision),
@@ -280,7 +291,8 @@ def build_run(
     mask_rate = Ramp(train.mask_rate_initial or train.mask_rate, train.mask_rate, train.mask_rate_ramp)
     stream = parts.stream(store, lambda: mask_rate(clock.progress))
     run = Run(config, model, engine, stream, clock, method, train.schedule, _batch_size(config))
-    method.setup(run)
+    with shared_files(run_dir, "rst*.json"):
+        method.setup(run)
     _say_what_stays(config, engine)
     return run, resolved
 
@@ -311,62 +323,6 @@ def check_accounts(free: list[str], method: Method) -> None:
     for account in free:
         if account not in known:
             raise UserError(f"free=[{account}]: no such account; there are: {', '.join(sorted(known))}")
-
-
-def target_of(parts: Parts, precision: str) -> Target:
-    """What a cost table must be for to price a run."""
-    full, *others = parts.config.lengths.all
-    thinned = {n for method in parts.config.method.values() for length in (full, *others) for n in method.thins(length)}
-    shorter = tuple(sorted({*others, *thinned} - {full}))
-    arch, optimizer = parts.config.arch, parts.config.train.optim.priced_as
-    return Target(parts.architecture(), arch.layers, full, precision, optimizer, shorter)
-
-
-def calibrate_command(parts: Parts) -> str:
-    """What a person types to measure a table for a run; options of ``arch`` that were changed one by one are theirs."""
-    config = parts.config
-    words = [f"arch={config.arch.name}" if config.init_from is None else f"init_from={config.init_from}"]
-    if parts.seq_length != DataConfig.seq_length:
-        words.append(f"data.seq_length={parts.seq_length}")
-    if parts.vocab_size != config.arch.vocab_size:
-        words.append(f"data.vocab_size={parts.vocab_size}")
-    if parts.max_mask_rate != TrainConfig.mask_rate:
-        words.append(f"train.mask_rate={parts.max_mask_rate}")
-    return " ".join(["python -m cramming.calibrate", *words])
-
-
-def probes(
-    parts: Parts, precision: str, lengths: Collection[int], tokens: int | None = None
-) -> dict[Work, Callable[[], None]]:
-    """Work to measure for a cost table, on a model and an optimizer of its own: ``tokens`` in a pass at every length.
-
-    But for the precision nothing of ``impl`` has a part in it: if prices depended on ``impl``, it would change results.
-    """
-    reference = resolve.resolve(ImplConfig(precision=precision), None)
-    engine = parts.spare_engine(reference)
-    found: dict[Work, Callable[[], None]] = {}
-    for length in lengths:
-        sequences = max(1, (tokens or _REFERENCE_TOKENS[parts.device.type]) // length)
-        batch = parts.synthetic_batch(sequences, length)
-        for work in probe_works(parts.config.arch.layers, length, sequences):
-            found[work] = engine.probe(work.kind, batch, tuple(range(work.layers)))
-    return found
-
-
-def flops_of(parts: Parts, model: Model) -> Callable[[Work], float]:
-    """Floating-point operations of work; a backward pass counts as two forward ones."""
-
-    def flops(work: Work) -> float:
-        if work.kind == "update":
-            return 0.0
-        passes = 3 if work.kind == "forward_backward" else 1
-        predicted, short = parts.slots_of(work.length), work.short_layers
-        total = model.flops(work.length, predicted, work.layers - short)
-        if short:  # layers between the first and the last, as ``CostTable.seconds`` has it
-            total += model.flops(work.short_length, predicted, 1 + short) - model.flops(work.short_length, predicted, 1)
-        return passes * work.sequences * total
-
-    return flops
 
 
 def fast_ways(engine: Engine) -> frozenset[str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cramming import relative, resolve
-from cramming.build import Parts, probes, target_of
+from cramming.build import Parts
 from cramming.calibration import calibrate
 from cramming.cli import compose, run_command
 from cramming.config import ImplConfig, PretrainConfig
@@ -19,6 +19,7 @@ from cramming.data.tokenizer_hub import from_hub
 from cramming.errors import UserError
 from cramming.exchange.importing import Request
 from cramming.exchange.opening import opened
+from cramming.priced import probes, target_of
 from cramming.progress import share_of
 from rst.table import CostTable, TableError
 from rst.work import Work

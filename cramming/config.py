@@ -32,6 +32,8 @@ INIT_HEADS = ("mlm", "fresh")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # Forms of attention, as ``architectures/layers/attention_forms.py`` has them.
 ATTENTION = ("auto", "math", "blocks", "sdpa", "flex", "varlen", "flash_attn")
+PARALLEL = ("auto", "none", "ddp", "fsdp")
+CHECKPOINTS = ("auto", "whole", "sharded")
 KERNELS = ("auto", "reference", "torch", "triton", "cuda")  # as ``kernels/backends.py`` has them
 # Nodes whose dataclass is chosen by their ``kind``: path in the tree -> registry group.
 CHOSEN = {
@@ -84,6 +86,8 @@ class ImplConfig:
     kernels: str = "auto"  # of m2's operations: reference, torch, triton, cuda; auto: the fastest that passes its test
     gradient_checkpointing: bool = False  # compute layers again in backward: less memory, a third more time
     threads: Any = "auto"
+    parallel: str = "auto"  # how ranks train one model: ddp, each with all of it; fsdp, each with a share; auto: ddp
+    devices: Any = 1  # of this machine, each with a process of its own; all; or start the command with torchrun
     allocator: str = "auto"  # keep: memory that was freed stays with the process, on Linux; system: it is given back
     plain: list[str] = field(default_factory=list)  # fast ways to leave out, as cramming/plain.py names them; [all]
     log_every_steps: int = 10
@@ -95,6 +99,9 @@ class ImplConfig:
     save_every_h: float | None = 0.25  # hours of budget; at the end in any case
     keep_checkpoints: int = 2
     keep_at_h: list[float] = field(default_factory=list)
+    checkpoints: str = "auto"  # whole, or sharded: every rank writes its own part; auto: sharded where the model is
+    save_async: bool = False  # write checkpoints while training goes on
+    mirror: str | None = None  # copies of checkpoints and records: any address, such as s3://bucket/{name}
     tensorboard: bool = False
     profile: bool = False  # where the time of some steps goes: a page and a trace in <run>/profile
     profile_steps: int = 20  # timed and traced, after 5 to warm up
@@ -284,6 +291,11 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"impl.attention={impl.attention} is unknown; there are: {', '.join(ATTENTION)}")
     if impl.kernels not in KERNELS:
         raise UserError(f"impl.kernels={impl.kernels} is unknown{nearest(impl.kernels, KERNELS)}")
+    for key, known in (("parallel", PARALLEL), ("checkpoints", CHECKPOINTS)):
+        if getattr(impl, key) not in known:
+            raise UserError(f"impl.{key}={getattr(impl, key)} is unknown{nearest(getattr(impl, key), known)}")
+    if impl.devices != "all":
+        _whole("impl.devices", impl.devices)
     if impl.allocator not in ALLOCATORS:
         raise UserError(f"impl.allocator={impl.allocator} is unknown; there are: {', '.join(ALLOCATORS)}")
     plain.chosen(impl.plain)  # refuses what is no name

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from cramming.calibration import ProbeMaker, Target, calibrate
 from cramming.errors import UserError
+from cramming.parallel.ranks import here
 from cramming.registry import register
 from rst.clock import CostModel
 from rst.costs import FlopsCost, StepsCost, WallClockCost
@@ -194,6 +195,14 @@ class FileConfig(TableConfig):
             raise UserError(f"rst.path: {error}; make one with `{setting.calibrate_command}`") from error
 
 
+class _MainWallClock(WallClockCost):
+    """The main rank's time on all ranks, so that they end together."""
+
+    def seconds(self, work: Work) -> float:
+        """The main rank's seconds."""
+        return float(here().told(super().seconds(work)))
+
+
 @register("rst", "wallclock")
 @dataclass
 class WallClockConfig(RstConfig):
@@ -203,6 +212,8 @@ class WallClockConfig(RstConfig):
 
     def build(self, setting: Setting) -> CostModel:
         """Elapsed seconds between charges."""
+        if here().world > 1:
+            return _MainWallClock(synchronize=setting.synchronize)
         return WallClockCost(synchronize=setting.synchronize)
 
     def build_other(self, setting: Setting, main: CostModel) -> CostModel:

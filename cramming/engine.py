@@ -19,7 +19,9 @@ from cramming.errors import UserError
 from cramming.method import Forward
 from cramming.model import Model
 from cramming.out_of_memory import is_out_of_memory, largest_halving
-from cramming.precision import DTYPES, FIRST_SCALE, SCALE_GROWS_EVERY, WorkingCopy
+from cramming.parallel.ranks import here
+from cramming.parallel.spreading import spread, whole
+from cramming.precision import DTYPES, LossScale
 from cramming.profiling.phases import OPTIMIZER, UNWATCHED, Phases
 from rst.clock import Clock
 from rst.work import Kind, Work
@@ -42,6 +44,7 @@ class Engine:
         compile: compile the model's blocks (not the whole, so that changing depth never recompiles).
         cuda_graphs: replay compiled blocks as CUDA graphs where that can be (``compiling.py``).
         max_skipped_steps: steps in a row that may be skipped for a loss or gradient that is not finite.
+        parallel: how several ranks train the model together: ``none``, ``ddp`` or ``fsdp`` (``parallel/spreading.py``).
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Engine:
         compile: bool = False,
         cuda_graphs: bool = False,
         max_skipped_steps: int = 20,
+        parallel: str = "none",
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -63,16 +67,15 @@ class Engine:
         self.precision = precision
         self.microbatch_size = microbatch_size
         self.clip_norm = clip_norm
-        self.max_skipped_steps = max_skipped_steps
-        self.skipped_in_a_row = 0
-        self.skipped_steps = 0
+        self.parallel = parallel
+        self.loss_scale = LossScale(precision, max_skipped_steps)
         self.grad_norm = float("nan")  # of the last step, before clipping
         self.loss = float("nan")  # of the last step: mean over its predicted tokens, of passes charged to ``train``
         self._loss = torch.zeros((), device=next(model.parameters()).device)
-        self._scale = FIRST_SCALE if precision == "float16" else 1.0
-        self._good_steps = 0
+        self.trained = 0  # sequences of passes charged to ``train``, of all ranks
+        self._own_loss = torch.zeros_like(self._loss)  # this rank's part of a batch under way
         self.phases: Phases = UNWATCHED
-        self._copy = WorkingCopy(model, precision, once="cast_once" not in model.plain)
+        self._copy = spread(model, optimizer, precision, parallel, once="cast_once" not in model.plain)
         self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
         self._blocks = Blocks(self._compute, precision, compile=compile, cuda_graphs=cuda_graphs)
@@ -83,6 +86,11 @@ class Engine:
         return self._loss.device
 
     @property
+    def skipped_steps(self) -> int:
+        """Steps whose loss or gradient was not finite."""
+        return self.loss_scale.skipped_steps
+
+    @property
     def cuda_graphs(self) -> str:
         """What became of ``impl.cuda_graphs``."""
         return self._blocks.cuda_graphs
@@ -91,17 +99,19 @@ class Engine:
         """Add the gradient of ``objective`` on a microbatch; every forward call in it is charged as both passes.
 
         Returns:
-            The objective's value, (), detached.
+            The objective's value on this rank, (), detached.
 
         Raises:
             UserError: out of memory; the message names a microbatch size that fits.
         """
+        self._copy.begin(batch.ends_group, batch.ends_batch)
         try:
             with self._blocks.one_pass():
                 with self.phases.forward(account, batch, gradients=True):
                     loss = objective(self._forward(account, "forward_backward"), batch)
                 with self.phases.backward(account):
-                    (loss * self._scale).backward()  # type: ignore[no-untyped-call]
+                    scale = self.loss_scale.value * here().world  # gradients are averaged over ranks
+                    (loss * scale).backward()  # type: ignore[no-untyped-call]
                     self._copy.collect()
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -109,7 +119,11 @@ class Engine:
             size = len(batch)
         else:
             if account == "train":  # a second pass, or an estimate between steps, is not the loss that is trained on
-                self._loss += loss.detach()
+                self._own_loss += loss.detach()
+                self.trained += batch.sequences
+                if batch.ends_batch:
+                    self._loss += here().sum_(self._own_loss)
+                    self._own_loss.zero_()
             return loss.detach()
         # Outside the except clause: the traceback no longer holds the tensors that filled the memory.
         fitting = largest_halving(size // 2, lambda n: self._try_passes(next(batch.split(n))))
@@ -136,7 +150,7 @@ class Engine:
             account: what pays.
 
         Returns:
-            The product, float32, for each parameter that the microbatch uses.
+            The product, float32, for each parameter that the microbatch uses, of this rank alone.
 
         Raises:
             UserError: out of memory, or a model that cannot be differentiated twice.
@@ -160,11 +174,15 @@ class Engine:
 
     @torch.no_grad()
     def losses(self, batch: Batch, account: str) -> Tensor:
-        """Mean loss over each sequence's predicted tokens, (B,) float32; no gradient, no dropout; charged."""
+        """Mean loss over each sequence's predicted tokens, (T,) float32; no gradient, no dropout; charged.
+
+        Each rank computes its share, and all know all of them.
+        """
+        batch = batch.shared()
         forward = self._forward(account, "forward")
         with self._without_dropout(), self.phases.forward(account, batch, gradients=False):
             parts = self._each(batch, lambda part: (forward(part) * part.weights).sum(1))
-        return torch.cat(parts) / batch.weights.sum(1).clamp(min=1)
+        return batch.gathered(torch.cat(parts) / batch.weights.sum(1).clamp(min=1))
 
     @torch.no_grad()
     def logits(self, batch: Batch, account: str, of: str = "main") -> Tensor:
@@ -191,7 +209,7 @@ class Engine:
         with self._without_dropout():
             self._refresh()
             self._blocks.choose(None)
-            return self._compute.hidden(batch)
+            return self._copy.hidden(batch)
 
     def add_model(self, name: str, model: Model) -> None:
         """Another model to ask, such as a teacher: as it is for good, in the engine's precision.
@@ -245,10 +263,9 @@ class Engine:
                 group["lr"] = group["base_lr"] * factor
             self.optimizer.step()
             self._copy.written()
-            self.skipped_in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.charge(Work("update"), "optimizer")
-        self._count(finite)
+        self.loss_scale.count(finite)
         return 1
 
     def probe(self, kind: Kind, batch: Batch, active_layers: tuple[int, ...]) -> Callable[[], None]:
@@ -297,10 +314,7 @@ class Engine:
         """The optimizer's state, loss scale, counts of skipped steps, and gradients that wait for a deferred step."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "scale": self._scale,
-            "good_steps": self._good_steps,
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            **self.loss_scale.state_dict(),
             "grad_norm": self.grad_norm,
             # Of a step that a method has deferred; else there are none.
             "gradients": {i: p.grad for i, (p, _) in enumerate(self._pairs) if p.grad is not None},
@@ -310,8 +324,7 @@ class Engine:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them up."""
         optim.load(self.optimizer, state["optimizer"])
-        self._scale, self._good_steps = state["scale"], state["good_steps"]
-        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        self.loss_scale.load_state_dict(state)
         self.grad_norm = state["grad_norm"]
         for index, gradient in state["gradients"].items():
             self._pairs[index][0].grad = gradient.to(self.device)
@@ -349,9 +362,9 @@ class Engine:
         """Parameters that have a gradient, now without the loss scale, and the gradients' L2 norm, ()."""
         parameters: list[Tensor] = [p for p, _ in self._pairs if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self._scale != 1.0:
-            torch._foreach_mul_(gradients, 1 / self._scale)
-        return parameters, torch.nn.utils.get_total_norm(gradients)
+        if self.loss_scale.value != 1.0:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+        return parameters, whole(torch.nn.utils.get_total_norm(gradients))
 
     def _clip(self, parameters: list[Tensor], norm: Tensor) -> None:
         if self.clip_norm is not None:
@@ -360,32 +373,14 @@ class Engine:
     def _call(self, batch: Batch, logits: bool, replayed: bool = True) -> Tensor:
         self._refresh()
         self._blocks.choose(batch if replayed and not twice() else None)
-        output: Tensor = self._compute(batch, logits=logits)
-        return output
+        return self._copy(batch, logits)
 
     def _refresh(self) -> None:
         """Bring the low-precision copy up to date: which layers it runs, and its weights."""
-        if not self._copy.is_model:
+        if self._compute is not self.model:
             self._compute.active_layers, self._compute.layer_scales = self.model.active_layers, self.model.layer_scales
             with self.phases(OPTIMIZER):
                 self._copy.refresh()
-
-    def _count(self, finite: bool) -> None:
-        overflow = not finite and self.precision == "float16" and self._scale > 1.0
-        if overflow:  # expected now and then: the scale was too high
-            self._scale, self._good_steps = max(1.0, self._scale / 2), 0
-        elif not finite:
-            self.skipped_in_a_row += 1
-        elif self.precision == "float16":
-            self._good_steps += 1
-            if self._good_steps >= SCALE_GROWS_EVERY:
-                self._scale, self._good_steps = self._scale * 2, 0
-        self.skipped_steps += not finite
-        if self.skipped_in_a_row > self.max_skipped_steps:
-            raise UserError(
-                f"the loss was not finite in {self.skipped_in_a_row} steps in a row (train.max_skipped_steps="
-                f"{self.max_skipped_steps}); the last good checkpoint is kept: lower train.optim.lr or train.clip_norm"
-            )
 
     def _try_passes(self, batch: Batch) -> None:
         """A training pass that leaves no trace, into memory that holds nothing of another."""

@@ -5,11 +5,13 @@ ones after every microbatch.
 """
 
 import copy
-from collections.abc import Collection
-from typing import Generic, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from cramming.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE_GROWS_EVERY = 2000  # steps without an overflow; the defaults of torch.amp.GradScaler
@@ -52,6 +54,19 @@ class WorkingCopy(Generic[M]):
         """Whether there is no copy."""
         return self.module is self.model
 
+    def __call__(self, batch: Any, logits: bool) -> Tensor:
+        """A pass forward."""
+        output: Tensor = self.module(batch, logits=logits)
+        return output
+
+    def hidden(self, batch: Any) -> Tensor:
+        """Final hidden states."""
+        found: Tensor = self.module.hidden(batch)  # type: ignore[operator]
+        return found
+
+    def begin(self, ends_group: bool, ends_batch: bool) -> None:
+        """Before a pass with its way back. One process has all there is to a gradient, wherever a batch ends."""
+
     def refresh(self) -> None:
         """Bring the copy up to date if any weight was written since (by the optimizer, by a method)."""
         if self.is_model:
@@ -92,3 +107,60 @@ class WorkingCopy(Generic[M]):
         if parameter not in self._gradients:
             self._gradients[parameter] = torch.empty_like(parameter)
         return self._gradients[parameter]
+
+
+class LossScale:
+    """What the loss is multiplied with before the way back, and which steps were skipped.
+
+    Only float16, whose gradients would vanish, has a scale other than 1: it is halved when they overflow.
+
+    Args:
+        precision: of the passes.
+        max_skipped_steps: steps in a row that may be skipped.
+    """
+
+    def __init__(self, precision: str, max_skipped_steps: int) -> None:
+        self.value = FIRST_SCALE if precision == "float16" else 1.0
+        self.skipped_steps = 0
+        self._float16 = precision == "float16"
+        self._max_skipped_steps = max_skipped_steps
+        self.skipped_in_a_row = 0
+        self._good_steps = 0
+
+    def count(self, finite: bool) -> None:
+        """After a step: whether its loss and gradient were finite.
+
+        Raises:
+            UserError: more steps in a row were skipped than allowed.
+        """
+        overflow = not finite and self._float16 and self.value > 1.0
+        if overflow:  # expected now and then: the scale was too high
+            self.value, self._good_steps = max(1.0, self.value / 2), 0
+        elif not finite:
+            self.skipped_in_a_row += 1
+        elif self._float16:
+            self._good_steps += 1
+            if self._good_steps >= SCALE_GROWS_EVERY:
+                self.value, self._good_steps = self.value * 2, 0
+        if finite:
+            self.skipped_in_a_row = 0
+        self.skipped_steps += not finite
+        if self.skipped_in_a_row > self._max_skipped_steps:
+            raise UserError(
+                f"the loss was not finite in {self.skipped_in_a_row} steps in a row (train.max_skipped_steps="
+                f"{self._max_skipped_steps}); the last good checkpoint is kept: lower train.optim.lr or train.clip_norm"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and all counts."""
+        return {
+            "scale": self.value,
+            "good_steps": self._good_steps,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them up."""
+        self.value, self._good_steps = state["scale"], state["good_steps"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]

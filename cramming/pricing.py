@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from cramming import resolve
-from cramming.build import Parts, calibrate_command, flops_of, probes, target_of
+from cramming.build import Parts
 from cramming.costs import Setting
 from cramming.errors import UserError
 from cramming.exchange.weights import Weights
 from cramming.kernels import choice
 from cramming.precision import DTYPES
+from cramming.priced import calibrate_command, flops_of, probes, target_of
 from cramming.train import Run
 
 

@@ -1,5 +1,6 @@
 """What long work tells the person waiting for it: the stage it is in, how far it is, when it will be done."""
 
+import io
 import math
 import sys
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from cramming.parallel.environment import launched
 from cramming.text import duration, quantity
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -149,7 +151,9 @@ class RichProgress:
 
 
 def progress_for(stream: TextIO = sys.stderr) -> ProgressSink:
-    """A live bar where ``stream`` is a terminal, plain lines elsewhere."""
+    """A live bar where ``stream`` is a terminal, plain lines elsewhere; nothing on ranks that do not speak."""
+    if not launched().main:
+        return PlainProgress(io.StringIO(), math.inf)
     return RichProgress(stream) if stream.isatty() else PlainProgress(stream)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from cramming.build import Parts, flops_of, probes, target_of
+from cramming.build import Parts
 from cramming.calibration import measured, this_machine
 from cramming.cli import compose
 from cramming.config import PretrainConfig
 from cramming.costs import RTX3090
 from cramming.errors import UserError
+from cramming.priced import flops_of, probes, target_of
 from rst.calibration import CalibrationError, Timing
 from rst.relative import scale_table
 from rst.table import CostTable, TableError

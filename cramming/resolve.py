@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cramming.config import ImplConfig
 from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.kernels import choice
+from cramming.parallel.environment import launched
 from cramming.recording.strict_json import dumps
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Resolved:
     cuda_graphs: bool = False  # asked for; whether there are any is decided with the model (``cramming/compiling.py``)
     plain: list[str] = field(default_factory=list)  # see ``cramming/plain.py``
     kernels: str = "auto"  # asked for ...
+    ranks: int = 1  # that train together
+    parallel: str = "none"  # how
     kernel_backends: dict[str, str] | None = None  # ... and found, by operation; None: not yet, the model says which
 
 
@@ -61,7 +64,10 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
     """
     where = device()
     allocator.use(impl.allocator)
+    world = launched().world
     known = stored or Resolved(where.type, _precision(where), _threads(), where.type == "cuda", None)
+    if known.ranks != world:  # each has another share of the batch, and of the machine
+        known = replace(known, threads=_threads(), microbatch_size=None)
     kernels = known.kernels if impl.kernels == "auto" else impl.kernels
     same_kernels = kernels == known.kernels and where.type == known.device
     asked = Resolved(
@@ -73,6 +79,8 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         attention=impl.attention,
         cuda_graphs=impl.cuda_graphs,
         plain=plain.chosen(impl.plain),
+        ranks=world,
+        parallel=_parallel(impl.parallel, world),
         kernels=kernels,
         kernel_backends=known.kernel_backends if same_kernels else None,
     )
@@ -147,7 +155,15 @@ def jobs_at_once() -> int:
 
 
 def _threads() -> int:
-    return max(1, available_cores() // jobs_at_once())
+    return max(1, available_cores() // (jobs_at_once() * launched().local_world))
+
+
+def _parallel(asked: str, world: int) -> str:
+    if world == 1:
+        return "none"
+    if asked == "none":
+        raise UserError(f"impl.parallel=none, but {world} ranks were started; leave it out, or start one")
+    return "ddp" if asked == "auto" else asked
 
 
 def _precision(where: torch.device) -> str:

@@ -17,20 +17,22 @@ from cramming import allocator, checkpoint, faults, folder, resolve
 from cramming.build import Parts, build_method, build_run, check_accounts, fast_ways, split_of
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
-from cramming.errors import UserError
 from cramming.evaluation.probes import during as probes
 from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
+from cramming.identity import about, check_fits
 from cramming.interruption import Interrupted, Signals, noted
+from cramming.parallel.ranks import Ranks, here, joined
 from cramming.peak import peak_flops_per_s
 from cramming.plain import described
 from cramming.profiling.profile import profile_of
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
+from cramming.recording.config import WandbConfig
 from cramming.recording.environment import environment, git_revision
 from cramming.recording.logfile import logging_to
 from cramming.recording.pace import Pace
-from cramming.recording.panel import Header, build_display
+from cramming.recording.panel import Header, Unseen, build_display
 from cramming.recording.plot import plot_curves
 from cramming.recording.summary import summary_table, write_summary
 from cramming.recording.trackers import build_trackers
@@ -53,25 +55,33 @@ def pretrain(config: PretrainConfig) -> None:
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     config.name = config.name or "default"
-    run_dir = Path(config.base_dir) / config.name
+    with joined() as ranks:
+        _pretrain(config, Path(config.base_dir) / config.name, ranks)
+
+
+def _pretrain(config: PretrainConfig, run_dir: Path, ranks: Ranks) -> None:
     resolved = resolve.resolve(config.impl, None)  # refuse an impossible precision before any work
     Parts(config, config.arch.vocab_size, torch.device(resolved.device)).check_attention(resolved)
     torch.set_num_threads(resolved.threads)
     check_accounts(config.free, build_method(config.method, config.train.optim))
-    refuse_imported(run_dir)
-    if config.resume:
-        folder.check_same(config, run_dir)  # refuse another configuration before any work
+    if ranks.main:
+        refuse_imported(run_dir)
+        if config.resume:
+            folder.check_same(config, run_dir)  # refuse another configuration before any work
     with logging_to(None):
-        data = initializing.data_of(config, run_dir)
-        store = prepare(data, Path(config.data_dir), progress=progress_for())
+        with ranks.main_first():
+            data = initializing.data_of(config, run_dir)
+            store = prepare(data, Path(config.data_dir), progress=progress_for())
         split_of(store, config)  # refuse a corpus smaller than a batch
         probes.refuse(config)
-        with folder.held(run_dir), logging_to(run_dir / "run.log"):
-            if not config.resume:
-                folder.start_over(run_dir)
-            folder.remember(config, run_dir)
-            stored = resolve.read(run_dir)
-            resolved = resolve.resolve(config.impl, stored)
+        with ExitStack() as stack:
+            if ranks.main:
+                stack.enter_context(folder.held(run_dir))
+                stack.enter_context(logging_to(run_dir / "run.log"))
+                if not config.resume:
+                    folder.start_over(run_dir)
+                folder.remember(config, run_dir)
+            resolved = resolve.resolve(config.impl, resolve.read(run_dir) if ranks.main else None)
             with share_of("measuring this machine's costs") as progress:
                 run, resolved = build_run(config, store, resolved, run_dir, progress)
             Session(run, run_dir, resolved).run_to_the_end()
@@ -104,13 +114,13 @@ class Session:
             "validations": {},  # the latest, by step
         }
         self._resume()
-        # Only now is it known that all fits what was saved: nothing of a run is replaced before.
-        resolve.write(run_dir, resolved)
-        run.stream.store.tokenizer.save(run_dir / "tokenizer")
+        if here().main:  # only now is it known that all fits what was saved: nothing of a run is replaced before
+            resolve.write(run_dir, resolved)
+            run.stream.store.tokenizer.save(run_dir / "tokenizer")
         self._started_s = time.monotonic() - run.notes["elapsed_s"]
         self._step_began_s = time.monotonic()
         self._spent_s, self._step = run.clock.spent_s, run.step
-        self._counted = self._trained_sequences()
+        self._counted = run.engine.trained
         self._signals = Signals()
 
     def run_to_the_end(self) -> None:
@@ -125,26 +135,31 @@ class Session:
             str(run.config.name), run.config.arch.name, "+".join(run.config.method) or "none", device,
             run.clock.budget_s, unit, run.clock.stop_at_s, "MFU" if source == "published" else "share of measured peak",
         )  # fmt: skip
-        trackers = build_trackers(
-            run.config.wandb, self.impl.tensorboard, self.run_dir, str(run.config.name), asdict(run.config)
-        )
+        main = here().main
+        wandb, tensorboard = (run.config.wandb, self.impl.tensorboard) if main else (WandbConfig(), False)
+        trackers = build_trackers(wandb, tensorboard, self.run_dir, str(run.config.name), asdict(run.config))
         summary: dict[str, Any] | None = None
         with ExitStack() as stack:
             for tracker in trackers:
                 stack.callback(lambda tracker: tracker.finish(summary), tracker)
-            self._metrics = stack.enter_context(metrics.MetricsLog(self.run_dir / "metrics.jsonl"))
-            self._display = stack.enter_context(build_display(header))
+            rows: metrics.MetricsLog | metrics.Unwritten = metrics.Unwritten()
+            if main:
+                rows = metrics.MetricsLog(self.run_dir / "metrics.jsonl")
+            stack.enter_context(rows)
+            self._metrics = rows
+            self._display = stack.enter_context(build_display(header) if main else Unseen())
             self._trackers = trackers
             self._pace = Pace(run.clock.progress)
             self._signals = stack.enter_context(noted())
             self._profile = profile_of(run, self.run_dir, device)
             stack.callback(self._profile.close)
-            if self.initial and not checkpoint.checkpoints(self.run_dir / "checkpoints"):
+            if self.initial and here().told(not checkpoint.checkpoints(self.run_dir / "checkpoints")):
                 self.save([])  # from here on the run needs the checkpoint it began with no more
             self._step_begins()
             summary = self._finish(self._train(), device)
-        print(summary_table(summary))
-        print(f"curves: {self.run_dir / 'curves.png'}")
+        if summary:
+            print(summary_table(summary))
+            print(f"curves: {self.run_dir / 'curves.png'}")
 
     def _train(self) -> str:
         """Train on, unless the run has ended before; says why it ends."""
@@ -182,10 +197,11 @@ class Session:
             every = self.impl.save_every_steps
             if marks or (every and run.step % every == 0) or self._crossed(self.impl.save_every_h, before):
                 self.save(marks)
-        if self._signals.number is not None:
+        if number := here().largest(self._signals.number or 0):  # every rank ends where one of them is to
             self.save([])
-            print(f"saved at step {run.step}; the same command again goes on from there")
-            raise Interrupted(128 + self._signals.number)
+            if here().main:
+                print(f"saved at step {run.step}; the same command again goes on from there")
+            raise Interrupted(128 + number)
         self._stop_if_hopeless()
         self._step_begins()
 
@@ -198,15 +214,23 @@ class Session:
             about = {**self.about, "spent_s": run.clock.spent_s, "elapsed_s": run.notes["elapsed_s"]}
             where = self.run_dir / "checkpoints"
             keep = self.impl.keep_checkpoints
-            checkpoint.save(where, run.step, run.state_dict(), about, keep=keep, kept_at_h=marks)
+            state = run.state_dict()
+            if here().main:
+                checkpoint.save(where, run.step, state, about, keep=keep, kept_at_h=marks)
+            here().wait()
 
     def _resume(self) -> None:
-        found = checkpoint.newest(self.run_dir / "checkpoints")
+        ranks = here()
+        found = checkpoint.newest(self.run_dir / "checkpoints") if ranks.main else None
         if found is not None:
-            saved, state = found
-            check_fits(saved, self.about)
-            self.run.load_state_dict(state)
-            _log.info("going on from step %d, %.1f %% of the budget", saved.step, 100 * self.run.clock.progress)
+            check_fits(found[0], self.about)
+        if ranks.told(found is not None):
+            tree, tensors = checkpoint.flatten(found[1] if found else {})
+            tree, tensors = (tree, tensors) if ranks.world == 1 else (ranks.told(tree), ranks.given(tensors))
+            self.run.load_state_dict(found[1] if found and ranks.world == 1 else checkpoint.unflatten(tree, tensors))
+            _log.info("going on from step %d, %.1f %% of the budget", self.run.step, 100 * self.run.clock.progress)
+        if not ranks.main:
+            return
         # The last step's row comes with its validation: one that a kill kept from the checkpoint is written again.
         again = self.run.clock.exhausted and str(self.run.step) not in self.run.notes["validations"]
         metrics.truncate_after(self.run_dir / "metrics.jsonl", self.run.step - again if found else None)
@@ -215,8 +239,10 @@ class Session:
         run = self.run
         reason = run.notes.get("ended")
         done = run.clock.exhausted or reason
-        if not done or self._summarised_step() != run.step:
+        if not here().told(bool(done and self._summarised_step() == run.step)):
             return False
+        if not here().main:
+            return True
         if reason is None and run.clock.spent_s < run.clock.budget_s:
             way_on = f"it has reached stop_at={run.config.stop_at}: leave that out, or raise it, to go on"
         else:
@@ -236,6 +262,8 @@ class Session:
         if str(run.step) not in run.notes["validations"]:
             self._write_row(self._validated())
         self.save([hour for hour in self.impl.keep_at_h if hour * self.unit_s == run.clock.spent_s])
+        if not here().main:
+            return {}
         validation = run.notes["validations"].get(str(run.step)) or {}
         profile = self._profile.finish()
         rows = metrics.read(self.run_dir / "metrics.jsonl")
@@ -248,6 +276,8 @@ class Session:
             "unit": unit,
             "budget_s": run.clock.budget_s,
             "spent_s": run.clock.spent_s,
+            "ranks": here().world,
+            "device_hours": here().world * run.clock.spent_s / 3600 if unit == "s" else None,
             "wall_s": run.notes["elapsed_s"],
             "train_wall_s": run.notes["train_wall_s"],
             "ledger": run.clock.ledger,
@@ -284,7 +314,7 @@ class Session:
     def _account(self) -> bool:
         """Add the batch to what the next row, the pace and early stopping will say; whether a step was taken."""
         notes, engine = self.run.notes, self.run.engine
-        trained = self._trained_sequences()
+        trained = engine.trained
         tokens = (trained - self._counted) * self.run.stream.length
         notes["sequences"] += trained - self._counted
         notes["tokens"] += tokens
@@ -312,7 +342,7 @@ class Session:
             "spent_s": run.clock.spent_s,
             "elapsed_s": time.monotonic() - self._started_s,
             "tokens_per_s": rate,
-            "mfu": flops * rate / length / self._peak if rate else None,
+            "mfu": flops * rate / length / self._peak / here().world if rate else None,
             "layers": len(run.model.active_layers),
             "batch_size": run.batch_size(run.clock.progress),
             **run.method.columns(),
@@ -353,42 +383,9 @@ class Session:
         self._step_began_s = time.monotonic()
         self.run.clock.restart()
 
-    def _trained_sequences(self) -> int:
-        counts = self.run.clock.counts.get("train", {})
-        return counts["forward_backward"]["sequences"] if "forward_backward" in counts else 0
-
     def _end_progress(self) -> float:
         stop_at_s = self.run.clock.stop_at_s
         return 1.0 if stop_at_s is None else min(1.0, stop_at_s / self.run.clock.budget_s)
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name() if self.run.engine.device.type == "cuda" else "cpu"
-
-
-def about(run: Run) -> dict[str, Any]:
-    """What a checkpoint says about itself and what must fit when it is read."""
-    parts = Parts(run.config, run.stream.store.tokenizer.vocab_size, torch.device("cpu"))
-    return {
-        "architecture": parts.architecture(),
-        "tokenizer_sha256": run.stream.store.tokenizer.sha256,
-        "data_fingerprint": run.stream.store.fingerprint,
-    }
-
-
-def check_fits(saved: checkpoint.Checkpoint, expected: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model, tokenizer or corpus.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    manifest = saved.manifest()
-    for key, words in (
-        ("architecture", "of another architecture"),
-        ("tokenizer_sha256", "of another tokenizer"),
-        ("data_fingerprint", "of another corpus (its text, or how it is prepared, has changed)"),
-    ):
-        if manifest.get(key) != expected[key]:
-            raise UserError(
-                f"checkpoint {saved.folder} is {words}: it has {manifest.get(key)}, this run has {expected[key]}; "
-                "choose another name, or start over with resume=false"
-            )

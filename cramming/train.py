@@ -14,9 +14,10 @@ from cramming.batch import Batch
 from cramming.config import PretrainConfig
 from cramming.data.stream import Stream
 from cramming.engine import Engine
-from cramming.hashing import generator
+from cramming.hashing import generator, key
 from cramming.method import Method
 from cramming.model import Model
+from cramming.parallel.ranks import here
 from cramming.profiling.phases import DATA, OPTIMIZER
 from rst.clock import Clock
 
@@ -88,7 +89,7 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.step = state["step"]
         self.notes = dict(state["notes"])
-        set_random_state(state["random"])
+        set_random_state(state["random"], key(self.config.seed, "dropout", self.step))
 
 
 def train(run: Run, observe: Callable[[Run], None]) -> None:
@@ -97,6 +98,7 @@ def train(run: Run, observe: Callable[[Run], None]) -> None:
         batch = run.next_batch()
         if batch is None:  # the budget ended while sequences were being chosen
             break
+        batch = batch.shared()
         run.method.before_step(run)
         factor = run.schedule(run.clock.progress)
         for group in batch.groups(run.method.sequences_per_draw):
@@ -109,13 +111,31 @@ def train(run: Run, observe: Callable[[Run], None]) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The global generators of torch, which only dropout uses."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """The global generators of torch, which only dropout uses: of several ranks, each has its own."""
+    if here().world > 1:
+        states = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if _on_gpus() else {})
+        return {"ranks": {kind: here().gathered(own[None]) for kind, own in states.items()}}
+    devices = torch.cuda.get_rng_state_all() if _on_gpus() else []
     return {"cpu": torch.get_rng_state(), "cuda": list(devices)}
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set them; a state saved with another number of devices sets what both have."""
-    torch.set_rng_state(state["cpu"])
-    for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(device_state, index)
+def set_random_state(state: Mapping[str, Any], seed: int = 0) -> None:
+    """Set them; a state saved with another number of devices sets what both have.
+
+    Of a run that goes on with another number of ranks nothing fits: they begin anew with ``seed``.
+    """
+    ranks, of_each = here(), state.get("ranks")
+    if (ranks.world > 1 or of_each is not None) and (of_each is None or len(of_each["cpu"]) != ranks.world):
+        torch.manual_seed(seed + ranks.rank)
+    elif of_each is not None:
+        torch.set_rng_state(of_each["cpu"][ranks.rank])
+        if _on_gpus() and "cuda" in of_each:
+            torch.cuda.set_rng_state(of_each["cuda"][ranks.rank])
+    else:
+        torch.set_rng_state(state["cpu"])
+        for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(device_state, index)
+
+
+def _on_gpus() -> bool:
+    return torch.cuda.is_available()

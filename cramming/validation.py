@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from cramming.data.stream import VALIDATION_SEQUENCES
+from cramming.parallel.ranks import here
 
 if TYPE_CHECKING:
     from cramming.train import Run
@@ -54,14 +55,16 @@ def validate(
     loss, right, predicted, sequences = 0.0, 0, 0, 0
     depth = run.model.active_layers
     with run.method.evaluating(run):
-        for batch in run.stream.heldout(_BATCH_SIZE, mask_rate=mask_rate, mask_seed=mask_seed, limit=limit):
+        for all_of_it in run.stream.heldout(_BATCH_SIZE, mask_rate=mask_rate, mask_seed=mask_seed, limit=limit):
+            sequences += len(all_of_it)
+            batch = all_of_it.shared()
             logits = run.engine.uncharged_logits(batch).float()
             losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
             loss += float((losses.view_as(batch.weights) * batch.weights).sum(dtype=torch.float64))
             right += int(((logits.argmax(-1) == batch.labels) & (batch.weights > 0)).sum())
             predicted += int(batch.weights.sum())
-            sequences += len(batch)
+    loss, right, predicted = here().sum_(torch.tensor([loss, right, predicted], dtype=torch.float64)).tolist()
     assert run.model.active_layers == depth, "evaluating() must leave the depth as it was"
     if not predicted:
         return None
-    return Validation(loss / predicted, right / predicted, predicted, sequences)
+    return Validation(loss / predicted, right / predicted, int(predicted), sequences)

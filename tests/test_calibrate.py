@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from cramming import calibration, resolve
-from cramming.build import Parts, target_of
+from cramming.build import Parts
 from cramming.calibrate import command
 from cramming.calibration import Target
 from cramming.cli import compose
 from cramming.config import PretrainConfig
 from cramming.costs import FileConfig, build_costs
 from cramming.errors import UserError
+from cramming.priced import target_of
 from cramming.relative import base_of
 from rst import CostTable, Provenance, Timing, Work, build_table, probe_works
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramming.build import Parts, target_of
+from cramming.build import Parts
 from cramming.cli import compose, pretraining
 from cramming.costs import RTX3090
 from cramming.errors import UserError
+from cramming.priced import target_of
 from cramming.session import pretrain
 from rst import CostTable, Work
 

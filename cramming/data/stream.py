@@ -6,6 +6,7 @@ integers, epoch and offset, and means what was consumed.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cramming.data.masking import Masking
 from cramming.data.permutation import Permutation
 from cramming.data.store import TokenStore
 from cramming.lengths import Lengths
+from cramming.parallel.ranks import here
 
 VALIDATION_SEQUENCES = 10_000  # the first so many of the held-out part, whatever its fraction
 _AHEAD = 1 << 14  # rows: of few of them numpy's calls take longer than what they work out
@@ -151,11 +153,13 @@ class Stream:
     def draw(self, n: int) -> Batch:
         """The next ``n`` training sequences, of the present length, masked at the present rate.
 
-        Rows are consumed whole: where they are unfolded and ``n`` is no multiple of a row's pieces, the pieces of the
-        last row that are left over are dropped.
+        Of several ranks each gets its share: all agree on the rows, each reads and masks its own. Rows are consumed
+        whole: where they are unfolded and ``n`` is no multiple of a row's pieces, the pieces of the last row that are
+        left over are dropped.
         """
         rows, epochs = [], []
-        wanted = -(-n // self.lengths.pieces(self.length))
+        pieces = self.lengths.pieces(self.length)
+        wanted = -(-n // pieces)
         while wanted:
             taken = min(wanted, self.split.train_rows - self.offset)
             rows.append(self._rows(np.arange(self.offset, self.offset + taken)))
@@ -164,15 +168,21 @@ class Stream:
             self.offset += taken
             if self.offset == self.split.train_rows:
                 self._seek(self.epoch + 1, 0)
+        ranks = here()
+        places = np.arange(ranks.rank, -(-n // ranks.world) * ranks.world, ranks.world) % n
         batch = self.masked(
-            np.concatenate(rows),
-            np.concatenate(epochs),
+            np.concatenate(rows)[places // pieces],
+            np.concatenate(epochs)[places // pieces],
             seed=self.seed,
             rate=self._mask_rate(),
             slots=self.slots,
             length=self.length,
+            pieces=places % pieces,
         )
-        return batch if len(batch) == n else batch.select(torch.arange(n, device=self.device))
+        if ranks.world == 1:
+            return batch
+        batch = batch.as_share(n)
+        return replace(batch, normalizer=ranks.sum_(batch.weights.sum()))
 
     def masked(
         self,
@@ -183,18 +193,29 @@ class Stream:
         rate: float,
         slots: int,
         length: int | None = None,
+        pieces: NDArray[np.int64] | None = None,
     ) -> Batch:
-        """Rows by number, (n,) -> a batch masked as (seed, epoch, row, position in the row) says.
+        """Rows by number, (n,) -> n sequences masked as (seed, epoch, row, position in the row) says.
 
-        Shorter than the rows, ``length`` truncates or unfolds them as ``lengths`` says; the pieces of a row follow one
-        another, and each is a sequence whose positions begin at 0.
+        Args:
+            rows: their numbers.
+            epochs: (n,) how often each was drawn before.
+            seed: of the masks.
+            rate: share of positions predicted.
+            slots: P.
+            length: shorter than the rows it truncates or unfolds them, as ``lengths`` says; None: whole rows.
+            pieces: (n,) which piece of its row each sequence is, where rows are unfolded: one whose positions begin at
+                0; None: the first.
         """
-        tokens, filled = self.store.read(rows)
         length = length or self.store.seq_length
-        pieces = self.lengths.pieces(length)
-        tokens = tokens[:, : pieces * length].reshape(-1, length)
+        unfolded = self.lengths.pieces(length) > 1
+        begins = np.zeros(len(rows), np.int64) if pieces is None else pieces * length
+        tokens, filled = self.store.read(rows)
+        if unfolded:
+            assert filled is None, "padded rows are not unfolded"
+            tokens = np.take_along_axis(tokens, begins[:, None] + np.arange(length), axis=1)
+        tokens = tokens[:, :length]
         if filled is not None:
-            assert pieces == 1, "padded rows are not unfolded"
             filled = np.minimum(filled, length)
 
         def moved(values: NDArray[np.integer]) -> torch.Tensor:
@@ -206,13 +227,13 @@ class Stream:
             starts = torch.from_numpy(np.pad(ends, ((0, 0), (1, 0)), constant_values=True)).to(self.device)
         return self._masking(
             moved(tokens),
-            moved(rows.repeat(pieces)),
-            moved(epochs.repeat(pieces)),
+            moved(rows),
+            moved(epochs),
             None if filled is None else moved(filled),
             seed=seed,
             rate=rate,
             slots=slots,
-            offsets=None if pieces == 1 else moved(np.tile(np.arange(pieces) * length, len(rows))),
+            offsets=moved(begins) if unfolded else None,
             starts=starts,
         )
 

@@ -25,7 +25,7 @@ from cramming.method import Method
 from cramming.model import Model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
-from cramming.session import about, check_fits
+from cramming.identity import about, check_fits
 from cramming.suggest import nearest
 from cramming.train import Run
 from rst.clock import Clock

@@ -68,6 +68,22 @@ class MetricsLog:
         self.close()
 
 
+class Unwritten:
+    """The log of ranks that write nothing."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Every line of a metrics file, in order; an absent file has none.
 

@@ -63,6 +63,22 @@ class Display(Protocol):
     ) -> None: ...
 
 
+class Unseen:
+    """Shows nothing: what ranks other than the main one have."""
+
+    def tick(self, step: int, progress: float) -> None:
+        """Nothing."""
+
+    def update(self, row: Mapping[str, Any], remaining_s: float | None = None) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def build_display(header: Header, console: Console | None = None) -> Display:
     """The live panel if the console is a terminal that can move its cursor, otherwise plain lines."""
     console = console or get_console()

@@ -133,7 +133,7 @@ def test_an_overflow_halves_the_scale_and_skips_the_step() -> None:
     assert state["scale"] == 2.0**39
     assert torch.equal(weights(engine.model), before)
     assert engine.skipped_steps == 1
-    assert engine.skipped_in_a_row == 0, "a scale that is too high is no sign of a run gone wrong"
+    assert engine.loss_scale.skipped_in_a_row == 0, "a scale that is too high is no sign of a run gone wrong"
     while engine.state_dict()["scale"] < state["scale"] * 2 and torch.equal(weights(engine.model), before):
         train_step(engine, batch)
     assert 1 < engine.state_dict()["scale"] < 2.0**39, "it comes down until steps are taken"
@@ -196,10 +196,10 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_paid(
     engine.backward(second, wrong)
     assert engine.step(1.0) == 1, "its budget is spent"
     assert same((weights(engine.model), engine.state_dict()["optimizer"]), before)
-    assert (engine.skipped_steps, engine.skipped_in_a_row) == (1, 1)
+    assert (engine.skipped_steps, engine.loss_scale.skipped_in_a_row) == (1, 1)
     assert engine.clock.spent_s > spent_s
     train_step(engine, batch)
-    assert (engine.skipped_steps, engine.skipped_in_a_row) == (1, 0)
+    assert (engine.skipped_steps, engine.loss_scale.skipped_in_a_row) == (1, 0)
     assert math.isfinite(engine.loss), "nothing of the bad step is left"
     assert not torch.equal(weights(engine.model), before[0])
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from memory import LENGTH
 
-from cramming.build import Parts, target_of
+from cramming.build import Parts
 from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.lengths import Lengths
 from cramming.method import Method
+from cramming.priced import target_of
 from efficient_training.length_warmup import LengthWarmup
 
 

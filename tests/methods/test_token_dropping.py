@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from whole_runs import run_with
 
 from cramming.batch import Batch
-from cramming.build import Parts, flops_of, target_of
+from cramming.build import Parts
 from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.method import Method, Step
+from cramming.priced import flops_of, target_of
 from cramming.train import Run
 from efficient_training.token_dropping import TokenDropping
 from rst import CostTable, Provenance, Work

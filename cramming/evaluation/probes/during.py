@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cramming.config import PretrainConfig
 from cramming.errors import UserError
+from cramming.parallel.environment import launched
 from cramming.progress import PlainProgress
 from cramming.recording.logfile import FILE_ONLY
 
@@ -61,7 +62,8 @@ def probed(run: "Run", run_dir: Path) -> dict[str, float | None]:
         inputs = probing.read(impl.probes, impl.probe, Path(run.config.data_dir))
         with run.method.evaluating(run):
             results = probing.ask(Reader.of_run(run), inputs, PlainProgress(stream, _EVERY_S), failed)
-        keep(run_dir / FILE, run.step, results)
+        if launched().main:
+            keep(run_dir / FILE, run.step, results)
     except UserError as error:  # of files that have changed since the run began
         failed(", ".join(impl.probes), error)
         return {}
