@@ -98,11 +98,14 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
     for word in words:
         if word.startswith("-") and word.split("=")[0] not in (*_FLAGS, DRY):
             raise UserError(f"unknown flag {word}{nearest(word, (*_FLAGS, DRY))}")
-    if _SWEEP & set(words) and not _SHOWING & {word.split("=")[0] for word in words}:
+    showing = bool(_SHOWING & {word.split("=")[0] for word in words})
+    if _SWEEP & set(words) and not showing:
         sweeping(words, lambda options, config_dir, dry: _sweep(options, job, config_dir, dry))
         return
     if DRY in words:
         raise UserError(f"{DRY} says what a sweep would do: add -m")
+    if not showing and any(word.startswith("hydra/launcher=") for word in words):
+        raise UserError("hydra/launcher= is for sweeps: add -m, for one run too; without, it would train here")
     _single(job, words)
 
 

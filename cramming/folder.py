@@ -31,6 +31,7 @@ _MADE_BY_A_RUN = (
     "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png",
     "validation.json", "probes.json", "probes-last.json",
 )  # fmt: skip
+BUSY = "another process is working on"
 _OTHER_TABLES = "rst-*.json"  # prices of models a run asks beside its own
 
 
@@ -54,9 +55,7 @@ def held(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(
-            f"another process is working on {run_dir}; wait for it to end, or choose another name"
-        ) from None
+        raise BusyError(f"{BUSY} {run_dir}; wait for it to end, or choose another name") from None
     try:
         yield
     finally:

@@ -83,6 +83,11 @@ def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
     return [f"{group}={_OPTION}" for group in options]
 
 
+def is_adopted(word: str) -> bool:
+    """Whether a word is one of those that ``adopted`` gave, which only the process knows that asked."""
+    return word in (f"arch={_OPTION}", f"data={_OPTION}")
+
+
 def initialize(model: Model, config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Give a new run's model the weights it is to begin with.
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -61,6 +62,18 @@ def measure_all(configs: Sequence[PretrainConfig]) -> None:
             torch.cuda.empty_cache()
 
 
+def command(argv: Sequence[str]) -> None:
+    """``python -m cramming.sweeps.measuring FILE``, as a job of a cluster: the file lists the words of runs.
+
+    Raises:
+        UserError: words that cannot be used.
+    """
+    from cramming.cli import compose
+
+    lines = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    measure_all([compose(words) for words in lines])
+
+
 def _is_measured(config: PretrainConfig) -> bool:
     own = Path(config.base_dir) / str(config.name) / OWN_TABLE
     return isinstance(config.rst, CalibrateConfig) and not own.exists()
@@ -71,3 +84,9 @@ def _prices(config: PretrainConfig) -> str:
     parts = {key: value for key, value in asdict(config).items() if key not in _OF_ONE_RUN}
     parts["train"] = {**parts["train"], "optim": config.train.optim.kind}
     return json.dumps(parts, default=str, sort_keys=True)
+
+
+if __name__ == "__main__":
+    from cramming.cli import run_command
+
+    run_command(lambda: command(sys.argv[1:]))

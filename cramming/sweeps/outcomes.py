@@ -22,6 +22,7 @@ from cramming.durable import write_atomically
 from cramming.errors import UserError
 from cramming.resolve import jobs_at_once
 from cramming.sweeps.beside import taking_part
+from cramming.sweeps.cluster import Ended
 from cramming.sweeps.jobs import Job
 from cramming.text import Unit, amount, number
 
@@ -77,6 +78,17 @@ def attempt(job: Callable[[PretrainConfig], None], total: int, composed: DictCon
     except Exception as error:
         _log.error("job %s: %s", name, error, exc_info=not isinstance(error, UserError))
         return Outcome("failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+
+
+def outcome_of(ended: Ended) -> Outcome:
+    """What became of a job that ran on a cluster, as the command line that it was."""
+    if ended.code == 0:
+        return Outcome("trained")
+    if ended.stopped:
+        return Outcome("stopped")
+    if ended.said.startswith(folder.BUSY):
+        return Outcome("at work elsewhere")
+    return Outcome("failed", ended.said)
 
 
 def finished(config: PretrainConfig) -> dict[str, Any] | None:

@@ -53,8 +53,12 @@ class Stage:
         """What all of it takes, in the clock's unit."""
         return sum(job.end_s for job in self.jobs) + (self.config.budget_s if self.config else 0.0)
 
-    def run(self) -> str | None:
+    def run(self, launch: Launch) -> str | None:
         """Run the command; returns what went wrong. It resumes by itself, or says that it is finished."""
+        if launch.cluster is not None:
+            assert self.config is not None
+            ended = launch.command(str(self.config.name), self.command[0], self.command[1:])
+            return None if ended.code == 0 else ended.said
         with subprocess.Popen([sys.executable, "-m", *self.command]) as process, told_to_stop(process.pid):
             try:
                 code = process.wait()

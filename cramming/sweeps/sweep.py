@@ -22,7 +22,6 @@ from cramming.errors import UserError
 from cramming.sweeps import outcomes, stages
 from cramming.sweeps.jobs import Job
 from cramming.sweeps.launch import Launch, launching
-from cramming.sweeps.measuring import measure_first
 from cramming.sweeps.outcomes import Outcome
 from cramming.sweeps.stages import Stage
 
@@ -114,7 +113,7 @@ def _run_stage(
     """Everything of a stage; what failed is said, and does not end the sweep."""
     if stage.command:
         print(f"{stage.label}: python -m {shlex.join(stage.command)}", flush=True)
-        said = stage.run()
+        said = stage.run(launch)
         assert stage.config is not None
         named = Job(str(stage.config.name), stage.command, stage.config)
         return [(named, Outcome("trained") if said is None else Outcome("failed", said))]
@@ -142,8 +141,9 @@ def run_jobs(
             "leave hydra/launcher= out, or use another rst"
         )
     refresh = any(isinstance(config.rst, CalibrateConfig) and config.rst.refresh for config in configs)
-    if left and (launch.at_once > 1 or refresh):  # jobs beside each other would spoil it; once for all of them
-        measure_first(configs)
+    # Jobs beside each other would spoil it; once for all of them.
+    if left and (launch.at_once > 1 or launch.cluster is not None or refresh):
+        launch.measure(left)
         left = [replace(one, words=(*one.words, *(["rst.refresh=false"] if refresh else []))) for one in left]
     if left:
         found |= {one.name: outcome for one, outcome in zip(left, launch.run(left, job, total), strict=True)}
