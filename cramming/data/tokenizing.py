@@ -248,7 +248,13 @@ def _header(path: Path) -> tuple[int, int, int]:
 
 def read_part(path: Path, dtype: np.dtype[np.unsignedinteger]) -> Part:
     """A part from the disk."""
-    ends, ids, text_bytes = _header(path)
-    data = path.read_bytes()[8 * _HEADER :]
-    assert len(data) == 4 * ends + dtype.itemsize * ids, f"{path} has the wrong size"
-    return Part(np.frombuffer(data, dtype, ids, 4 * ends), np.frombuffer(data, np.uint32, ends), text_bytes)
+    return parse_part(path.read_bytes(), dtype)
+
+
+def parse_part(data: bytes, dtype: np.dtype[np.unsignedinteger]) -> Part:
+    """What ``encode_block`` made."""
+    ends, ids, text_bytes = np.frombuffer(data, np.int64, _HEADER).tolist()
+    begin = 8 * _HEADER
+    assert len(data) == begin + 4 * ends + dtype.itemsize * ids, "a part of the wrong size"
+    numbers = np.frombuffer(data, np.uint32, ends, begin)
+    return Part(np.frombuffer(data, dtype, ids, begin + 4 * ends), numbers, text_bytes)
