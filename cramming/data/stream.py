@@ -65,6 +65,10 @@ class Split:
         validation = min(VALIDATION_SEQUENCES, max(1, self.heldout_rows // 10))
         return Split(self.heldout_rows, order=self._order, heldout_rows=validation, name=f"heldout of {self.name}")
 
+    def shuffled(self, seed: int) -> "Callable[[int], Rows]":
+        """The training rows of every epoch in an order of its own, by chance."""
+        return shuffled(self, seed)
+
     def train(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices 0..train_rows-1 -> row numbers of the training part."""
         return self._order(indices + self.heldout_rows)
@@ -107,7 +111,7 @@ class Stream:
         max_mask_rate: the highest rate ``mask_rate`` will give; fixes the number of prediction slots of a length.
         device: where sequences are masked and batches live.
         lengths: how long sequences are by progress; None: always as long as the rows.
-        order: the rows of every epoch; None: ``shuffled`` by the seed.
+        order: the rows of every epoch; None: ``split.shuffled`` by the seed.
         separate_documents: tell the model where documents begin, so that no token sees another document's.
 
     Attributes:
@@ -133,7 +137,7 @@ class Stream:
         self.device = device
         self.lengths = lengths or Lengths(store.seq_length)
         self.length = self.lengths(0.0)
-        self._order = order or shuffled(split, seed)
+        self._order = order or split.shuffled(seed)
         self._separate_documents = separate_documents and store.layout == "packed"
         self._mask_rate = mask_rate
         self._max_mask_rate = max_mask_rate

@@ -1,7 +1,6 @@
 """The order of a streamed corpus: every row once a pass, a few shards at a time, a pure function of the place."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cramming.data.config import TRAINED_HERE, DataConfig
-from cramming.data.streaming.corpus import AUTO, FORMATS
+from cramming.data.shards.formats import FORMATS
+from cramming.data.streaming.corpus import AUTO
 from cramming.errors import UserError
 from cramming.registry import register
 from cramming.suggest import nearest

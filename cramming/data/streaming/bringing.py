@@ -45,8 +45,9 @@ class Bringing:
 
     def in_place(self, corpus: int, shard: Shard) -> bool:
         """Whether a shard takes no room in the cache."""
-        local = self._corpora[corpus].folder is not None
-        return local and shard.compression is None and not self._forms[corpus].is_text
+        at = self._corpora[corpus]
+        by_number = at.format != "parquet"  # of which a row is read with a thousand others
+        return at.folder is not None and by_number and shard.compression is None and not self._forms[corpus].is_text
 
     def kept_bytes(self, corpus: int, shard: Shard) -> int:
         """What a shard takes in the cache once it is there."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,7 +82,16 @@ class ShardCache:
 
     def size(self) -> int:
         """Bytes of all files, those reserved for files being made included."""
-        return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.name.endswith((KEPT, MAKING)))
+        return sum(status.st_size for _, status in self._entries())
+
+    def _entries(self) -> list[tuple[str, os.stat_result]]:
+        """Name and state of every file that is counted, as far as it is still there."""
+        found = []
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith((KEPT, MAKING)):
+                with suppress(FileNotFoundError):  # its maker has ended meanwhile
+                    found.append((entry.name, entry.stat()))
+        return found
 
     def _kept(self, name: str, size: int) -> BinaryIO | None:
         path = self.folder / f"{name}{KEPT}"
@@ -153,9 +162,8 @@ class ShardCache:
     def _delete(self, wanted: int, name: str) -> int:
         """Delete what nobody uses, the least recently used first, until ``wanted`` bytes are free: how many are."""
         freed = 0
-        entries = [entry for entry in os.scandir(self.folder) if entry.name.endswith((KEPT, MAKING))]
         # What was left by those who were killed while they made it goes first.
-        order = sorted((entry.name.endswith(KEPT), entry.stat().st_mtime_ns, entry.name) for entry in entries)
+        order = sorted((name.endswith(KEPT), status.st_mtime_ns, name) for name, status in self._entries())
         for _, _, found in order:
             if freed >= wanted:
                 break

@@ -1,11 +1,11 @@
 """Where a corpus in shards lies: a folder with an index, or a folder of splits that have one each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cramming.data.shards.mds import INDEX, MdsIndex
+from cramming.data.shards.formats import FORMATS
+from cramming.data.shards.hashes import hash_of_bytes
+from cramming.data.shards.rows import RowsIndex
 from cramming.data.shards.shard import ShardIndex
 from cramming.data.streaming.fetching import Patience, read_small
 from cramming.data.tokenizer import FILE
@@ -15,8 +15,6 @@ from cramming.remote import join, local_path, shown
 AUTO = "auto"
 TRAIN_SPLITS = ("train", "train_small")
 HELDOUT_SPLITS = ("val", "val_small", "validation")
-#: The name of a format's index, and what makes one of its content and of what to call it in messages.
-FORMATS: dict[str, tuple[str, Callable[[str, str], Any]]] = {"mds": (INDEX, MdsIndex.parse)}
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Corpus:
     """The shards of one split."""
 
     address: str  # of the folder with the index
+    format: str
     index: ShardIndex
 
     @property
@@ -59,7 +58,7 @@ def find(address: str, split: str, format_: str, patience: Patience) -> Found:
         UserError: there is none, or it cannot be read or used.
     """
     if split == AUTO and (here := _read(address, format_, patience)) is not None:
-        return Found(here, None, read_small(address, FILE, patience))
+        return Found(here, None, _tokenizer(here, [address], patience))
     wanted = TRAIN_SPLITS if split == AUTO else (split,)
     train = next(filter(None, (_read(join(address, name), format_, patience) for name in wanted)), None)
     if train is None:
@@ -70,8 +69,7 @@ def find(address: str, split: str, format_: str, patience: Patience) -> Found:
         )
     others = (_read(join(address, name), format_, patience) for name in HELDOUT_SPLITS if name not in wanted)
     heldout = next(filter(None, others), None)
-    found = (read_small(place, FILE, patience) for place in (address, train.address))
-    return Found(train, heldout, next(filter(None, found), None))
+    return Found(train, heldout, _tokenizer(train, [train.address, address], patience))
 
 
 def _read(address: str, format_: str, patience: Patience) -> Corpus | None:
@@ -83,13 +81,26 @@ def _read(address: str, format_: str, patience: Patience) -> Corpus | None:
         if data is not None:
             where = shown(join(address, file))
             try:
-                index: ShardIndex = parse(data.decode("utf-8"), where)
+                index = parse(data.decode("utf-8"), where)
             except UnicodeDecodeError as error:
                 raise UserError(f"{where} is no text: it is damaged") from error
             if not any(shard.samples for shard in index.shards):
                 raise UserError(f"{where} lists no samples; convert the corpus again")
-            return Corpus(address, index)
+            return Corpus(address, name, index)
     return None
+
+
+def _tokenizer(corpus: Corpus, places: list[str], patience: Patience) -> bytes | None:
+    """What lies beside the shards, or the splits; compared, where the index has its checksum."""
+    place, data = next(((one, data) for one in places if (data := read_small(one, FILE, patience))), ("", None))
+    if data is not None and isinstance(corpus.index, RowsIndex):
+        for algorithm, digest in corpus.index.tokenizer.hashes.items():
+            if hash_of_bytes(data, algorithm) != digest:
+                raise UserError(
+                    f"{shown(join(place, FILE))} is not the tokenizer the rows were made with (its {algorithm} is not "
+                    "the index's); convert the corpus again"
+                )
+    return data
 
 
 def _names(format_: str) -> list[str]:
