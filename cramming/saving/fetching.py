@@ -1,4 +1,4 @@
-"""``init_from=s3://bucket/first`` and ``checkpoint=``: what lies at an address, fetched into ``<base_dir>/_fetched``."""
+"""``init_from=s3://bucket/first``, ``checkpoint=``: what lies at an address, fetched into ``<base_dir>/_fetched``."""
 
 import hashlib
 import re

@@ -12,7 +12,7 @@ from cramming.checkpoint import checkpoints
 
 # The forkserver imports the session once; every run is then a fork of a clean, single-threaded process.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cramming.session", "cramming.cli"])
+_CONTEXT.set_forkserver_preload(["cramming.session", "cramming.cli", "cramming.saving.mirror", "s3fs"])
 
 TINY = [
     "arch=bert_tiny", "arch.layers=2", "arch.hidden=32", "arch.heads=2", "arch.intermediate=64", "data=local",
