@@ -161,32 +161,38 @@ class Stream:
         whole: where they are unfolded and ``n`` is no multiple of a row's pieces, the pieces of the last row that are
         left over are dropped.
         """
-        rows, epochs = [], []
-        pieces = self.lengths.pieces(self.length)
-        wanted = -(-n // pieces)
-        while wanted:
-            taken = min(wanted, self.split.train_rows - self.offset)
-            rows.append(self._rows(np.arange(self.offset, self.offset + taken)))
-            epochs.append(np.full(taken, self.epoch))
-            wanted -= taken
-            self.offset += taken
-            if self.offset == self.split.train_rows:
-                self._seek(self.epoch + 1, 0)
-        ranks = here()
-        places = np.arange(ranks.rank, -(-n // ranks.world) * ranks.world, ranks.world) % n
+        rows, epochs, pieces = self.next_rows(n)
         batch = self.masked(
-            np.concatenate(rows)[places // pieces],
-            np.concatenate(epochs)[places // pieces],
-            seed=self.seed,
-            rate=self._mask_rate(),
-            slots=self.slots,
-            length=self.length,
-            pieces=places % pieces,
+            rows, epochs, seed=self.seed, rate=self._mask_rate(), slots=self.slots, length=self.length, pieces=pieces
         )
+        ranks = here()
         if ranks.world == 1:
             return batch
         batch = batch.as_share(n)
         return replace(batch, normalizer=ranks.sum_(batch.weights.sum()))
+
+    def next_rows(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """This rank's share of the next ``n`` sequences: (n / R,) numbers of their rows, epochs, pieces of the rows.
+
+        All ``n`` are consumed. A rank works out its own alone, so that its work does not grow with the others.
+        """
+        ranks = here()
+        places = np.arange(ranks.rank, -(-n // ranks.world) * ranks.world, ranks.world) % n
+        pieces = self.lengths.pieces(self.length)
+        own = places // pieces  # among the rows that all consume together
+        rows, epochs = np.empty_like(own), np.empty_like(own)
+        begun, wanted = 0, -(-n // pieces)
+        while begun < wanted:
+            taken = min(wanted - begun, self.split.train_rows - self.offset)
+            now = (begun <= own) & (own < begun + taken)
+            if now.any():
+                rows[now] = self._rows(self.offset + own[now] - begun)
+                epochs[now] = self.epoch
+            begun += taken
+            self.offset += taken
+            if self.offset == self.split.train_rows:
+                self._seek(self.epoch + 1, 0)
+        return rows, epochs, places % pieces
 
     def masked(
         self,

@@ -128,9 +128,18 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(ranks.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=_TIMEOUT)
-    _HERE[0] = ranks
     try:
-        yield ranks
+        with standing_for(ranks):
+            yield ranks
     finally:
-        _HERE[0] = ALONE
         dist.destroy_process_group()
+
+
+@contextmanager
+def standing_for(ranks: Ranks) -> Iterator[None]:
+    """This process is that rank for as long as the block runs: one that met the others, or one that is simulated."""
+    before, _HERE[0] = _HERE[0], ranks
+    try:
+        yield
+    finally:
+        _HERE[0] = before
