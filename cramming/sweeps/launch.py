@@ -57,7 +57,7 @@ class Launch:
     def __init__(self, words: Sequence[str], found_in: Sequence[str] = ()) -> None:
         parsed = OverridesParser.create().parse_overrides(list(words))
         last = {o.get_key_element(): (word, o) for word, o in zip(words, parsed, strict=True)}  # has the last say
-        hydras = [word for key, (word, _) in last.items() if key.startswith(("hydra.", "hydra/"))]
+        hydras = [word for key, (word, _) in last.items() if key.lstrip("+~").startswith(("hydra.", "hydra/"))]
         self.found_in = list(found_in)
         self.words = [word for word, _ in last.values() if word not in hydras]
         self.fixed = [word for word, o in last.values() if not o.is_sweep_override() and word not in hydras]
