@@ -95,6 +95,15 @@ def tokenizer_of(config: DataConfig, data_dir: Path, source: Source, progress: P
     return making._existing_tokenizer() or making._trained_tokenizer()
 
 
+def source_of(config: DataConfig, data_dir: Path, progress: ProgressSink) -> Source:
+    """The text ``config`` names, cleaned if it says so: for those who do not prepare it.
+
+    Raises:
+        UserError: it is not there or not usable.
+    """
+    return _Preparation(config, data_dir, None, progress)._source
+
+
 class _Preparation:
     """One call of ``prepare``."""
 

@@ -1,4 +1,7 @@
-"""``data=local``: your own text: txt, jsonl, csv or parquet; a file, a folder or a glob; plain, .gz, .xz or .zst."""
+"""``data=local``: your own text: txt, jsonl, csv or parquet; a file, a folder or a glob; plain, .gz, .xz or .zst.
+
+A folder of shards with their index is read as its index says.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from cramming.data.config import DataConfig
 from cramming.data.fingerprint import content_hashes, fingerprint
 from cramming.data.sources import formats
 from cramming.data.sources.files import find, stem_suffix
+from cramming.data.sources.shard_text import ShardText, holds_shards
 from cramming.data.sources.source import Piece, Source
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
@@ -29,7 +33,7 @@ class LocalConfig(DataConfig):
     kind: str = "local"
     name: str = "local"
     path: str | None = None  # file, folder (recursive) or glob
-    text_column: str = "text"  # of jsonl, csv and parquet files
+    text_column: str = "text"  # of jsonl, csv and parquet files, and of shards
     document: str = "block"  # what is one document of a plain text: line, block (between blank lines) or file
 
     def check(self) -> None:
@@ -43,6 +47,9 @@ class LocalConfig(DataConfig):
     def source(self, data_dir: Path, workers: int, progress: ProgressSink) -> Source:
         """See ``DataConfig.source``."""
         assert self.path, "check() comes first"
+        folder = Path(self.path).expanduser()
+        if holds_shards(folder):
+            return ShardText(folder, self.text_column, data_dir, progress)
         return LocalSource(self.path, self.document, self.text_column, data_dir, progress)
 
 
