@@ -5,6 +5,11 @@ registered by name, and one YAML file in ``config/method/``. It overrides the ho
 between calls lives on ``self`` and in ``state_dict``, and every random draw comes from
 ``run.generator(...)``, so that a killed run continues exactly. The model is called through ``run.engine`` only, which
 charges the clock for every pass.
+
+On several ranks a hook is handed this rank's share of a batch, and must come to the same end on each of them: what it
+decides by is of all ranks. ``batch.sequences``, ``batch.normalizer``, ``engine.losses``, ``select`` and ``concatenate``
+are; so are gradients once a batch is done; its own sums it adds up with ``here().sum_``. What it saves is whole too, for
+a run goes on with any number of ranks.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping

@@ -118,12 +118,12 @@ def uniforms(batch: Batch, seed: int, step: int, pieces: int = 1) -> Tensor:
     """A number in [0, 1) for each prediction slot, a hash of (seed, step, epoch, id, position): -> (n, P) float32.
 
     Args:
-        batch: all sequences of an estimate.
+        batch: all sequences of an estimate, or this rank's share of them.
         seed: the run's.
         step: the estimate's.
         pieces: sequences that a row was cut into, which follow one another; positions are those in the row.
     """
-    piece = torch.arange(len(batch), device=batch.ids.device) % pieces
+    piece = batch.places % pieces
     sequence = mix(mix(batch.epochs + key("labels", seed, step)) ^ mix(batch.ids)) + piece * batch.length
     hashes = mix(sequence[:, None] + batch.positions)
     return ((hashes >> (64 - _BITS)) & ((1 << _BITS) - 1)).to(torch.float32) / (1 << _BITS)

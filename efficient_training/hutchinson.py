@@ -17,6 +17,7 @@ from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.hashing import generator
 from cramming.method import Method, Step
+from cramming.parallel.ranks import here
 from cramming.registry import register
 
 if TYPE_CHECKING:
@@ -74,4 +75,4 @@ class Hutchinson(Method):
                     found = run.engine.hessian_product(microbatch, run.method.objective, signs, "hessian")
                     for parameter, product in found.items():
                         sums[parameter] = sums[parameter].add_(product) if parameter in sums else product
-        return {parameter: total.mul_(signs[parameter]) for parameter, total in sums.items()}
+        return {parameter: here().sum_(total).mul_(signs[parameter]) for parameter, total in sums.items()}

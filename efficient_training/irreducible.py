@@ -25,6 +25,7 @@ from cramming.data.config import HELDOUT
 from cramming.data.fingerprint import fingerprint
 from cramming.durable import room_for, sync, write_file
 from cramming.errors import UserError
+from cramming.parallel.environment import launched
 from cramming.progress import ProgressSink, progress_for
 from cramming.text import amount
 from efficient_training import irreducible_losses as files
@@ -79,6 +80,11 @@ def command(argv: list[str]) -> None:
         raise UserError(f"steps=[{','.join(options.steps)}] is not understood; there are: {', '.join(_STEPS)}")
     if options.mask_rate is not None and not 0 < options.mask_rate < 1:
         raise UserError(f"mask_rate={options.mask_rate} must lie between 0 and 1, such as 0.15")
+    if (world := launched().world) > 1:
+        raise UserError(
+            f"irreducible losses are made by one process, and these are {world}: start it without torchrun; to train "
+            "the model on several, torchrun pretrain_bert.py ... data.train_on=heldout first, then steps=[score] here"
+        )
     load_schemas()
     if "train" in options.steps:
         config = training(words)

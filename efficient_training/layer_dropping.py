@@ -97,8 +97,8 @@ class LayerDropping(Method):
             len(layers), dtype=torch.float64, generator=run.generator("layer_dropping", run.step, group.index)
         )
         kept = tuple(layer for layer, draw in zip(layers, draws.tolist(), strict=True) if draw >= drops[layer])
-        self._layers += len(kept) * len(group)
-        self._sequences += len(group)
+        self._layers += len(kept) * group.sequences
+        self._sequences += group.sequences
         model.active_layers = kept
         if self.rescale:
             model.layer_scales = {layer: 1 / (1 - drops[layer]) for layer in kept if drops[layer]}

@@ -139,7 +139,7 @@ class ProgressiveBatching(Method):
         self._batches += 1
         n = self._batches
         if n == 1:
-            self._mean = gradients
+            self._mean = {name: g.clone() for name, g in gradients.items()}  # ranks write the next ones over these
             return self._least <= 1
         # Over all weights: squares added, g.m, |m|^2 before, |mean|^2 now; and cosines with how many there are.
         sums = torch.zeros(6, dtype=torch.float64, device=self._device)

@@ -135,9 +135,9 @@ class RhoLoss(Method):
             part = draw(min(n, wanted))
             if part is None:
                 return None
-            self._parts.append(part)
+            self._parts.append(part.whole())
             self._scores.append(self._score(run, part))
-            wanted -= len(part)
+            wanted -= part.sequences
         if run.clock.exhausted:
             return None
         pool = Batch.concatenate([part.to(run.stream.device) for part in self._parts])  # a checkpoint's are on the CPU
@@ -243,15 +243,20 @@ class RhoLoss(Method):
         self._losses = array
 
     def _score(self, run: "Run", part: Batch) -> Tensor:
-        """The reducible loss of each sequence, (B,) float32: higher is better, -inf where there is none to speak of."""
+        """The reducible loss of each sequence, (B,) float32: higher is better, -inf where there is none to speak of.
+
+        Of a rank's share (B of all ranks): it masks and looks up its own, and all know all of them.
+        """
         assert self._losses is not None
         seen, mask = part, self._losses.mask
         if mask is not None:
             rows = part.ids.cpu().numpy()
             places = slots(run.stream.store.seq_length, mask.rate)
             seen = run.stream.masked(rows, np.zeros_like(rows), seed=mask.seed, rate=mask.rate, slots=places)
-        reducible = run.engine.losses(seen, "selection") - self._losses(part.ids)
-        return reducible.masked_fill(~reducible.isfinite() | (seen.weights.sum(1) == 0), -math.inf)
+            seen = seen if part.share is None else seen.as_share(part.share)
+        reducible = run.engine.losses(seen, "selection") - part.gathered(self._losses(part.ids))
+        predicts = part.gathered(seen.weights.sum(1)) > 0
+        return reducible.masked_fill(~reducible.isfinite() | ~predicts, -math.inf)
 
 
 def best(scores: Tensor, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.method import Method, Step
 from cramming.optim.sam import ascended
+from cramming.parallel.ranks import here
 from cramming.registry import register
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Sharpness(Method):
                     for microbatch in run.microbatches(group):
                         above += run.engine.backward(microbatch, run.method.objective, "sharpness")
         taken = step(factor)
-        self._columns = {"sharpness": float(above) - run.engine.loss}
+        self._columns = {"sharpness": float(here().sum_(above)) - run.engine.loss}
         return taken
 
     def columns(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.hashing import key, mix
 from cramming.method import Draw, Forward, Method
+from cramming.parallel.ranks import here
 from cramming.registry import register
 from cramming.suggest import nearest
 
@@ -167,7 +168,10 @@ class TokenDropping(Method):
         return (losses * batch.weights).sum() / batch.normalizer
 
     def after_step(self, run: "Run") -> None:
-        """Move the running losses of the words that were predicted."""
+        """Move the running losses of the words that were predicted, on whichever rank."""
+        if self.share and self.by == "loss":
+            here().sum_(self._sums)
+            here().sum_(self._counts)
         means = (self._sums.double() / (_FIXED_POINT * self._counts.clamp(min=1))).to(self.losses.dtype)
         moved = self.losses.lerp(means, 1 - self.momentum)
         self.losses = torch.where(self._counts > 0, moved, self.losses)

@@ -20,6 +20,7 @@ from cramming.config import PretrainConfig
 from cramming.data.stream import Split, Stream
 from cramming.engine import Engine
 from cramming.method import Method
+from cramming.parallel.ranks import here
 from cramming.schedule import Constant
 from cramming.train import Run, train
 from rst.clock import Clock, CostModel
@@ -121,10 +122,15 @@ def engine_of(
     lr: float = 0.1,
     **options: Any,
 ) -> Engine:
-    """An engine by itself, without clipping unless asked for."""
+    """An engine by itself, without clipping unless asked for; that of one of several ranks by DDP."""
     model = model or small_model()
     built = optim.build(optimizer, optim.parameter_groups(model), lr=lr, **(hyperparameters or {}))
-    return Engine(model, built, clock or endless_clock(), **options)
+    return Engine(model, built, clock or endless_clock(), **{"parallel": parallel(), **options})
+
+
+def parallel() -> str:
+    """How ranks, if there are several, train together unless a test says otherwise."""
+    return "ddp" if here().world > 1 else "none"
 
 
 def run_of(

@@ -4,13 +4,13 @@
 that it needs, any family of encoders and any layout, put together as ``cramming.build`` does.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from memory import CPU, LAYERS, LENGTH, MASK_RATE, VOCABULARY, small_model, store
+from memory import CPU, LAYERS, LENGTH, MASK_RATE, VOCABULARY, parallel, small_model, store
 from settings import ACTIVE, NEUTRAL
 
 from cramming import checkpoint, registry
@@ -78,6 +78,8 @@ def run_with(
     costs: CostModel = _FREE_PRICES,
     free: Collection[str] = (),
     microbatch_size: int = 4,
+    batch_size: Callable[[float], int] = lambda progress: SEQUENCES,
+    separate_documents: bool = False,
 ) -> Run:
     """A run at step 0 of batches of 8 sequences; its clock counts steps unless ``costs`` says otherwise.
 
@@ -92,6 +94,8 @@ def run_with(
         costs: of the trained model and of any other.
         free: accounts that are not paid.
         microbatch_size: sequences in a pass.
+        batch_size: rows in a step, by progress.
+        separate_documents: no token sees another document's.
     """
     optim: OptimConfig = registry.lookup("train/optim", optimizer)(**OPTIONS.get(optimizer, {}))
     method = build_method(methods, optim if needs else None)
@@ -104,6 +108,7 @@ def run_with(
         precision=precision,
         microbatch_size=microbatch_size,
         clip_norm=0.5,
+        parallel=parallel(),
     )
     config = PretrainConfig(seed=0, train=TrainConfig(batch_size=SEQUENCES, optim=optim), method=dict(methods))
     corpus: Any = store(layout)
@@ -116,8 +121,13 @@ def run_with(
         max_mask_rate=MASK_RATE,
         device=CPU,
         lengths=decided[0] if decided else None,
+        separate_documents=separate_documents,
     )
-    run = Run(config, model, engine, stream, clock, method, Constant(), lambda progress: SEQUENCES)  # type: ignore[arg-type]
+
+    def rows(progress: float) -> int:
+        return batch_size(progress) * stream.lengths.pieces(stream.lengths(progress))
+
+    run = Run(config, model, engine, stream, clock, method, Constant(), rows)  # type: ignore[arg-type]
     method.setup(run)
     return run
 
