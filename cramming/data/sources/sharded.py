@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}, "KB": 1000}
 _UNITS |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STREAMS_LIKE = "data.streams='{a: {remote: s3://bucket/a, weight: 0.7}, b: {remote: my/b, weight: 0.3}}'"
 _STREAM_OPTIONS = ("remote", "weight", "split")
 # They decide how a store is prepared, and nothing is.
 _FIXED = ("row_cls", "clean", "max_documents", "max_tokens")
@@ -33,7 +34,7 @@ class StreamedConfig(DataConfig):
     kind: str = "mds"
     name: str = "mds"
     remote: str | None = None  # folder of the splits, or of one: s3://bucket/corpus, gs://, hf://, https://, or a path
-    streams: dict[str, Any] = field(default_factory=dict)  # several: '{a: {remote: ..., weight: 0.7}, b: {...}}'
+    streams: Any = None  # several: '{a: {remote: ..., weight: 0.7}, b: {...}}'
     split: str = AUTO  # to train on; auto: train, or train_small
     format: str = AUTO
     column: str = AUTO  # of the samples: tokens, rows as they are; or text, one document a row
@@ -48,8 +49,8 @@ class StreamedConfig(DataConfig):
         super().check()
         if bool(self.remote) == bool(self.streams):
             raise UserError(
-                "data=mds needs data.remote=<folder or address of a corpus in shards>, or data.streams='{a: {remote: "
-                "..., weight: 0.7}, b: ...}', and not both"
+                f"data={self.kind} needs data.remote=<folder or address of a corpus in shards>, or several; "
+                f"{_STREAMS_LIKE}, and not both"
             )
         if self.format not in (AUTO, *FORMATS):
             raise UserError(f"data.format={self.format} is not known{nearest(self.format, (AUTO, *FORMATS))}")
@@ -70,7 +71,9 @@ class StreamedConfig(DataConfig):
             if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} leaves nothing; it takes 1 or more")
         byte_count(self.cache_limit)
-        for name, one in self.streams.items():
+        if self.streams is not None and not isinstance(self.streams, Mapping):
+            raise UserError(f"data.streams={self.streams} names no streams; {_STREAMS_LIKE}")
+        for name, one in (self.streams or {}).items():
             _check_stream(name, one)
 
     def ready_store(self, data_dir: Path) -> "TokenStore":
@@ -88,7 +91,8 @@ class StreamedConfig(DataConfig):
     @property
     def members(self) -> dict[str, Mapping[str, Any]]:
         """The streams by name: where each lies, and its weight."""
-        return self.streams or {self.name: {"remote": self.remote}}
+        streams: dict[str, Mapping[str, Any]] = self.streams or {self.name: {"remote": self.remote}}
+        return streams
 
     def cache_folder(self, data_dir: Path) -> Path:
         """Where shards are kept."""

@@ -101,9 +101,9 @@ class RowForm:
     def _documents(self, values: Sequence[Any], where: str) -> Rows:
         texts = []
         for value in values:
-            if not isinstance(value, str):
+            if not isinstance(value, str | None):  # parquet has empty places
                 raise UserError(f"{where}: column {self.column} holds {type(value).__name__}, not text")
-            texts.append(next(bounded(value)))  # no row has room for more
+            texts.append(next(bounded(value or "")))  # no row has room for more
         tokenizer, room = self.tokenizer, self.seq_length - 2
         tokens = np.full((len(texts), self.seq_length), tokenizer.pad_id, tokenizer.dtype)
         lengths = np.empty(len(texts), np.int32)

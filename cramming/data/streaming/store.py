@@ -30,6 +30,8 @@ from cramming.errors import UserError
 from cramming.remote import shown
 from cramming.text import quantity
 
+_AT_A_TIME = 1 << 14  # places: of few of them numpy's calls take longer than what they work out
+
 
 @dataclass(frozen=True)
 class Member:
@@ -222,10 +224,18 @@ class Order:
     def __call__(self, epoch: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
         """Places in an epoch (n,) -> ids (n,)."""
 
+        known, begin = np.empty(0, np.int64), 0
+
         def rows(places: NDArray[np.int64]) -> NDArray[np.int64]:
+            nonlocal known, begin
             first, last = int(places.min()), int(places.max())
             self._store.expect(*self._order.needs(epoch, first, last, self._store.reading.ahead))
-            return self._order.ids(epoch, places)
+            if last - first >= _AT_A_TIME:
+                return self._order.ids(epoch, places)
+            if first < begin or last >= begin + len(known):
+                end = min(first + _AT_A_TIME, self._order.epoch_rows)
+                known, begin = self._order.ids(epoch, np.arange(first, end)), first
+            return known[places - begin]
 
         return rows
 
