@@ -38,6 +38,8 @@ _ORDER = (
     "unit",
     "budget_s",
     "spent_s",
+    "ranks",
+    "device_hours",
     "wall_s",
     "train_wall_s",
     "ledger",
@@ -75,9 +77,10 @@ def summary_table(summary: Mapping[str, Any], ascii_only: bool | None = None) ->
     Args:
         summary: what ``write_summary`` takes. Optional keys are shown where present: ``name``, ``end_reason``, ``unit``
             (``steps`` when the clock counts steps), ``loss``, ``validation_accuracy``, ``tokens``, ``tokens_per_s``,
-            ``mfu``, ``profile`` (its ``verdict``), ``free`` (accounts), ``work`` (by account: prices of others are in
-            no prediction), and ``train_wall_s``: wall seconds of the charged work alone, without validation and saving,
-            which is compared instead of ``wall_s``.
+            ``mfu``, ``profile`` (its ``verdict``), ``free`` (accounts), ``ranks`` and ``device_hours`` (of all ranks
+            together; where there are several), ``work`` (by account: prices of others are in no prediction), and
+            ``train_wall_s``: wall seconds of the charged work alone, without validation and saving, which is compared
+            instead of ``wall_s``.
         ascii_only: draw without line characters; by default when standard output could not print them.
     """
     if ascii_only is None:
@@ -123,6 +126,9 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("mfu") is not None:
         lines.append(("MFU", f"{summary['mfu']:.1%}"))
     lines.append(("budget spent", f"{amount(summary['spent_s'], unit)} of {amount(summary['budget_s'], unit)}"))
+    if summary.get("ranks", 1) > 1:
+        hours = summary.get("device_hours")
+        lines.append(("devices", f"{summary['ranks']}" + (f", {hours:,.4g} device-hours" if hours is not None else "")))
     ledger = {account: value for account, value in (summary["ledger"] or {}).items() if value}
     if len(ledger) > 1:
         free = summary.get("free") or ()

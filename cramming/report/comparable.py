@@ -1,4 +1,7 @@
-"""Which runs may be averaged and compared: those of the same data, split, budget, precision and prices."""
+"""Which runs may be averaged and compared: those of the same data, split, budget, precision and prices.
+
+The budget is that of all devices together, so that runs on other numbers of devices are compared at equal device-hours.
+"""
 
 import hashlib
 import json
@@ -10,8 +13,8 @@ from cramming.report.runs import Run
 from cramming.text import amount
 
 # What must be equal, in the order the report names it.
-FACTS = ("data", "tokenizer", "split", "budget", "precision", "cost table", "prices", "device-hours")
-BUDGETS = frozenset({"budget", "device-hours"})  # what differs between studies of one design at several budgets
+FACTS = ("data", "tokenizer", "split", "budget", "precision", "cost table", "prices")
+BUDGETS = frozenset({"budget"})  # what differs between studies of one design at several budgets
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def _described(runs: Sequence[Run]) -> list[tuple[Run, dict[str, str | None]]]:
 
     Tables of different architectures differ and are comparable all the same: one machine, measured alike.
     """
-    described = [(run, facts(run)) for run in runs]
+    together = any(run.devices != 1 for run in runs)
+    described = [(run, facts(run, together)) for run in runs]
     digests: dict[tuple[object, ...], Counter[str]] = {}
     keys = [(*map(str, known.values()), _priced_for(run)) for run, known in described]
     for (run, _), key in zip(described, keys, strict=True):
@@ -81,10 +85,14 @@ def _described(runs: Sequence[Run]) -> list[tuple[Run, dict[str, str | None]]]:
     return described
 
 
-def facts(run: Run) -> dict[str, str | None]:
+def facts(run: Run, together: bool = False) -> dict[str, str | None]:
     """What a run's results depend on besides its arm and its seed, in words that are equal where it is; None: unknown.
 
     ``prices`` is left to ``groups``, which sees the other runs.
+
+    Args:
+        run: one run.
+        together: say budgets in device-hours, where some of the runs had several devices.
     """
     config, summary = run.config, run.summary
     fingerprint = summary.get("data_fingerprint") or run.manifest.get("data_fingerprint")
@@ -97,10 +105,9 @@ def facts(run: Run) -> dict[str, str | None]:
     known["tokenizer"] = f"{data.get('tokenizer')}, {str(tokenizer)[:12]}" if tokenizer else None
     if summary:
         known["split"] = f"{heldout}, {validated:,} validated" if validated else f"{heldout}, none validated"
-    known["budget"] = _budget(run)
+    known["budget"] = _budget(run, together)
     known["precision"] = (summary.get("fast_paths") or {}).get("precision") or _asked(config["impl"].get("precision"))
     known["cost table"] = _cost_table(run)
-    known["device-hours"] = f"{run.devices} device{'s' * (run.devices != 1)} for the whole budget"
     return known
 
 
@@ -108,10 +115,18 @@ def _asked(precision: object) -> str | None:
     return None if precision in (None, "auto") else str(precision)
 
 
-def _budget(run: Run) -> str:
-    exact = "" if run.unit == "steps" else f" ({run.budget_s:.9g} s)"
-    ended = f", ended at {run.stop_at}" if run.stop_at else ""
-    return f"{amount(run.budget_s, run.unit)}{exact}{ended}"
+def _budget(run: Run, together: bool) -> str:
+    if run.unit == "steps":
+        return amount(run.budget_s, run.unit) + (f", ended at {run.stop_at}" if run.stop_at else "")
+    if not together:
+        ended = f", ended at {run.stop_at}" if run.stop_at else ""
+        return f"{amount(run.budget_s, run.unit)} ({run.budget_s:.9g} s){ended}"
+    ended = f", ended at {_device_hours(run.devices * run.stop_at_s)}" if run.stop_at_s else ""
+    return f"{_device_hours(run.budget_s)}{ended}"
+
+
+def _device_hours(seconds: float) -> str:
+    return f"{seconds / 3600:.4g} device-hours ({seconds:.9g} s)"
 
 
 def _cost_table(run: Run) -> str | None:

@@ -18,6 +18,7 @@ def notices(study: Study, reading: Reading) -> list[str]:
     for c in comparisons:
         where = f"Group {c.group.label}: " if len(comparisons) > 1 else ""
         lines += [f"{where}{line}" for line in (*_unfinished(c), *_baseline(c), *_seeds(c), *_also(c), *_free(c))]
+        lines += [f"{where}{line}" for line in _devices(c)]
     runs = [run for c in comparisons for run in c.group.runs]
     lines += _several("commits", [revision(run) for run in runs])
     lines += _several("versions", [versions(run) for run in runs])
@@ -93,6 +94,21 @@ def _free(c: Comparison) -> list[str]:
         if free:
             lines.append(f"The account {account} is free in {'; '.join(free)}: its work is written down and not paid.")
     return lines
+
+
+def _devices(c: Comparison) -> list[str]:
+    """Numbers of devices, where it is not one for all."""
+    counts = sorted({run.devices for run in (*c.group.runs, *c.group.unfinished)})
+    if counts in ([], [1]):
+        return []
+    words = " and ".join(f"{count:.4g}" for count in counts)
+    if c.group.runs and c.group.runs[0].unit == "steps":
+        return [f"Runs on {words} devices are compared at equal steps, since no time is counted."]
+    compared = f"Runs on {words} devices are compared at equal device-hours" if len(counts) > 1 else (
+        f"All runs are on {words} devices")  # fmt: skip
+    return [
+        f"{compared}: budget, accounts and what was spent are of all devices together; wall seconds are what passed."
+    ]
 
 
 def _used(run: Run, account: str) -> bool:

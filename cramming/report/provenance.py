@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cramming.report.document import Block, Cell, Code, Column, Folded, Heading, Table, Text
 from cramming.report.runs import Run
 from cramming.report.study import Comparison
-from cramming.text import amount
+from cramming.text import amount, number
 
 _OF_HYDRA = re.compile(r" '?hydra\.job\.config\.override_dirname\.exclude_keys=\[[^\]]*\]'?")
 _UNKNOWN = "not recorded"
@@ -16,7 +16,7 @@ _USUAL = frozenset((
     "name", "end_reason", "steps", "unit", "budget_s", "spent_s", "wall_s", "train_wall_s", "ledger", "work",
     "sequences", "tokens", "tokens_per_s", "loss", "validation_loss", "validation_accuracy", "validation_sequences",
     "skipped_steps", "data_fingerprint", "tokenizer_sha256", "cost_table", "free", "fast_paths", "git_revision",
-    "environment", "mfu", "devices",
+    "environment", "mfu", "ranks", "device_hours",
 ))  # fmt: skip
 _LONGEST = 400  # letters of what a method says
 
@@ -91,7 +91,8 @@ def _counted(runs: Sequence[Run]) -> str:
 
 def _every_run(comparisons: Sequence[Comparison]) -> Table:
     several = len(comparisons) > 1
-    titles = ["run", *(["group"] if several else []), "arm", "seed", "ended", "steps", "spent", "wall time", "commit"]
+    titles = ["run", *(["group"] if several else []), "arm", "seed", "ended", "steps", "spent"]
+    titles += ["devices", "device-hours", "wall time", "commit"]
     rows = []
     for c in comparisons:
         for run in (*c.group.runs, *c.group.unfinished):
@@ -105,11 +106,13 @@ def _every_run(comparisons: Sequence[Comparison]) -> Table:
                 Cell(run.unfinished or str(run.summary.get("end_reason") or ""), run.unfinished or "", tone="muted"),
                 Cell("" if steps is None else f"{steps:,}", steps),
                 Cell(amount(run.spent_s, run.unit), run.spent_s),
+                Cell(f"{run.devices:.4g}", run.devices),
+                Cell(number(run.device_hours, ".4g"), run.device_hours),
                 Cell(amount(wall_s, "s"), wall_s),
                 Cell(revision(run), revision(run), code=True),
             ]
             rows.append(row)
-    numbers = ("seed", "steps", "spent", "wall time")
+    numbers = ("seed", "steps", "spent", "devices", "device-hours", "wall time")
     return Table("", [Column(title, title in numbers) for title in titles], rows)
 
 

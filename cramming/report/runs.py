@@ -38,6 +38,10 @@ class Run:
         manifest: what its newest checkpoint says about it; empty where there is none.
         scores: of fine-tuning.
         unfinished: why it is not at the end it was asked for; None: it is.
+        devices: it computed on, their mean over the budget where it went on with others; 1 where that is not recorded.
+
+    Seconds of budget, here and in ``summary`` and ``rows``, are those of all devices together: runs on one device and
+    on many are compared at equal device-hours. Steps are steps on any number of devices.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Run:
     manifest: Mapping[str, Any]
     scores: Sequence[Scores]
     unfinished: str | None
+    devices: float = 1
 
     @property
     def name(self) -> str:
@@ -66,16 +71,23 @@ class Run:
 
     @property
     def budget_s(self) -> float:
-        """The whole budget, in the clock's unit."""
+        """The whole budget, in steps or seconds of all devices."""
         if "budget_s" in self.summary:
             return float(self.summary["budget_s"])
-        return parse_budget(self.config["budget"], "budget", 1 if self.unit == "steps" else 3600)
+        steps = self.unit == "steps"
+        return parse_budget(self.config["budget"], "budget", 1 if steps else 3600) * (1 if steps else self.devices)
 
     @property
     def stop_at(self) -> str | None:
         """The earlier end it was asked for and reached, in words."""
         reason = str(self.summary.get("end_reason", ""))
         return reason.removesuffix(" reached") if reason.startswith("stop_at=") and not self._spent_all else None
+
+    @property
+    def stop_at_s(self) -> float | None:
+        """The same in the clock's unit, of each device."""
+        words = (self.stop_at or "").removeprefix("stop_at=")
+        return parse_budget(words, "stop_at", 1 if self.unit == "steps" else 3600) if words else None
 
     @property
     def spent_s(self) -> float:
@@ -95,9 +107,9 @@ class Run:
         return frozenset(self.summary.get("free") or ())
 
     @property
-    def devices(self) -> int:
-        """Devices it computed on."""
-        return int(self.summary.get("devices") or 1)
+    def device_hours(self) -> float | None:
+        """Of all devices together, spent so far; None where the clock counts steps."""
+        return None if self.unit == "steps" else self.spent_s / 3600
 
     @property
     def _spent_all(self) -> bool:
@@ -170,18 +182,14 @@ def read(folder: Path) -> tuple[Run, list[str]]:
     summary = _summary(folder)
     scores, problems = read_scores(folder)
     manifests = sorted(folder.glob("checkpoints/step=*/manifest.json"), key=lambda file: len(file.parent.name))
-    run = Run(
-        folder,
-        config,
-        summary,
-        rows,
-        _object(folder / "rst.json"),
-        _object(manifests[-1]) if manifests else {},
-        scores,
-        _unfinished(summary, rows),
-    )
+    unfinished = _unfinished(summary, rows)
+    manifest = _object(manifests[-1]) if manifests else {}
     try:
-        _ = run.seed, run.budget_s, run.devices
+        devices = _devices(summary or manifest)
+        if config["rst"]["kind"] != "steps":
+            summary, rows = _of_all(devices, summary), [_of_all(devices, row) for row in rows]
+        run = Run(folder, config, summary, rows, _object(folder / "rst.json"), manifest, scores, unfinished, devices)
+        _ = run.seed, run.budget_s
     except (UserError, ValueError, TypeError, KeyError) as error:
         raise DamagedRunError(f"config.yaml is not as a run writes it: {error}") from error
     return run, problems
@@ -254,6 +262,25 @@ def _unfinished(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     if spent_all or reason.startswith("stop_at="):
         return None
     return f"it ended at {summary['spent_s'] / summary['budget_s']:.0%} of its budget: {reason}"
+
+
+def _devices(said: Mapping[str, Any]) -> float:
+    """Devices of a run, by its summary or a checkpoint; 1 where they are older than several devices are."""
+    hours, spent_s = said.get("device_hours"), said.get("spent_s")
+    if hours and spent_s:
+        return round(3600 * float(hours) / float(spent_s), 6)
+    return float(said.get("ranks") or 1)
+
+
+def _of_all(devices: float, said: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary or a row whose seconds of budget are those of all devices."""
+    found = dict(said)
+    for key in ("budget_s", "spent_s"):
+        if found.get(key) is not None:
+            found[key] *= devices
+    if "ledger" in found:
+        found["ledger"] = {account: devices * value for account, value in found["ledger"].items()}
+    return found
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _how_to_read(confidence: float) -> list[Block]:
             "seed got there; one that did not is counted, not left out."
         ),
         Text(
-            "Budget is reference system time: what the cost table asks for every pass, whatever this machine took. "
+            "Budget is reference system time: what the cost table asks for every pass, whatever this machine took; of "
+            "several devices it is the time of all of them together, so that runs meet at equal device-hours. "
             "Wall seconds hold validation, saving and whatever else the machine did. The training loss is that of the "
             "sequences a method chose to train on, so it compares only methods that choose none; the validation loss "
             "is of the same held-out sequences under the same masks for all. "

@@ -106,3 +106,11 @@ def test_the_git_revision_is_of_these_sources_and_says_if_they_differ(tmp_path: 
     assert git_revision(tmp_path) == f"{revision}+changes"
     (tmp_path / "site-packages").mkdir()
     assert git_revision(tmp_path / "site-packages") is None  # somebody else's repository
+
+
+def test_several_ranks_say_their_device_hours() -> None:
+    table = summary_table(SUMMARY | {"ranks": 4, "device_hours": 4 * 599.5 / 3600}, ascii_only=True)
+    assert re.search(r"\| devices +\| +4, 0\.6661 device-hours \|", table)
+    uncounted = summary_table(SUMMARY | {"ranks": 4, "device_hours": None, "unit": "steps"}, ascii_only=True)
+    assert re.search(r"\| devices +\| +4 \|", uncounted)
+    assert "devices" not in summary_table(SUMMARY | {"ranks": 1, "device_hours": 0.17})

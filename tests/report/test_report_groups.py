@@ -1,5 +1,6 @@
 """What may be compared, what names an arm, which arm is the baseline."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from fabricate import run
 
 from cramming.errors import UserError
+from cramming.report import curves
 from cramming.report.arms import naming
 from cramming.report.comparable import FACTS, differing, groups
 from cramming.report.notices import notices
@@ -49,7 +51,7 @@ def test_runs_that_differ_in_seed_and_place_are_one_group_and_one_arm(tmp_path: 
         ({"table": {"provenance.device": "another CPU"}}, "cost table"),
         ({"table": {"provenance.notes": ["accepted for a run that it does not match: it has 2 layers"]}}, "cost table"),
         ({"table": {"forward": {"64": {"0": 0.01, "1": 0.02, "2": 0.04}}}}, "prices"),
-        ({"summary": {"devices": 2}}, "device-hours"),
+        ({"summary": {"ranks": 2, "device_hours": 200 / 3600}}, "budget"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -58,6 +60,67 @@ def test_what_cannot_be_compared_is_apart_and_named(tmp_path: Path, arguments: d
     assert [[r.name for r in group.runs] for group in found] == [["run-00", "run-01"], ["run-02"]]
     assert differing(found) == [fact]
     assert fact in FACTS
+
+
+def on_two(budget_s: float, seed: int = 0, **more: Any) -> dict[str, Any]:
+    """A run on two devices, each of which has this budget."""
+    hours = 2 * budget_s / 3600
+    return {"options": {"seed": seed}, "budget_s": budget_s, "summary": {"ranks": 2, "device_hours": hours}, **more}
+
+
+def test_runs_are_compared_at_equal_device_hours(tmp_path: Path) -> None:
+    """On one device for 100 s and on two for 50 s each: comparable, with a note. On two for 100 s: not."""
+    runs = made(tmp_path, {}, on_two(50.0, 1), on_two(100.0), on_two(100.0, 1, until=0.3, end=False))
+    assert [run.devices for run in runs] == [1, 2, 2, 1]  # a summary says it; of the last run nothing is known
+    assert [run.device_hours for run in runs[:3]] == [pytest.approx(s / 3600) for s in (100, 100, 200)]
+    study = study_of(runs, ["none"])
+    found = [[[run.name for run in c.group.runs] for c in family] for family in study.families]
+    assert found == [[["run-00", "run-01"], ["run-02"]]], "one design at two budgets"
+    budgets = [c.group.facts["budget"] for c in study.comparisons]
+    assert budgets == ["0.02778 device-hours (100 s)", "0.05556 device-hours (200 s)"]
+    curve = curves.curve(runs[1].rows, "validation_loss")
+    assert curve.x[-1] == pytest.approx(100.0), "curves are over the time of both"
+    assert runs[1].ledger == {"train": pytest.approx(100.0)}
+    said = "\n".join(notices(study, Reading(runs, [])))
+    assert "Group A: Runs on 1 and 2 devices are compared at equal device-hours" in said
+    assert "Group B: All runs are on 2 devices: budget, accounts and what was spent are of all" in said
+
+
+def test_an_early_end_is_compared_in_device_hours(tmp_path: Path) -> None:
+    ended = {"end_reason": "stop_at=50s reached"}
+    half = on_two(50.0, 1, until=0.5)
+    half["summary"] |= {"end_reason": "stop_at=25s reached", "device_hours": 50 / 3600}
+    (group,) = groups(made(tmp_path, {"until": 0.5, "summary": ended}, half))
+    assert group.facts["budget"] == "0.02778 device-hours (100 s), ended at 0.01389 device-hours (50 s)"
+
+
+def test_a_run_that_went_on_with_other_devices_counts_what_each_did(tmp_path: Path) -> None:
+    """Half of it on one device, half on two."""
+    (one,) = made(tmp_path, {"summary": {"ranks": 2, "device_hours": 150 / 3600}})
+    assert (one.devices, one.budget_s, one.spent_s) == (1.5, 150.0, 150.0)
+
+
+def test_a_checkpoint_says_on_how_many_devices_an_unfinished_run_is(tmp_path: Path) -> None:
+    folder = run(tmp_path, "begun", until=0.3, end=False)
+    (folder / "checkpoints" / "step=00000004").mkdir(parents=True)
+    manifest = {"spent_s": 10.0, "device_hours": 40 / 3600}
+    (folder / "checkpoints" / "step=00000004" / "manifest.json").write_text(json.dumps(manifest))
+    begun = read(folder)[0]
+    assert (begun.devices, begun.budget_s) == (4, 400.0)
+    assert begun.spent_s == pytest.approx(120.0)
+
+
+def test_steps_are_compared_on_any_number_of_devices(tmp_path: Path) -> None:
+    steps: dict[str, Any] = {"rst": {"kind": "steps"}}
+    two = {"summary": {"ranks": 2, "device_hours": None, "unit": "steps"}, "options": {**steps, "seed": 1}}
+    runs = made(tmp_path, {"options": steps, "summary": {"unit": "steps"}}, two)
+    study = study_of(runs, ["none"])
+    (c,) = study.comparisons
+    assert c.group.facts["budget"] == "100 steps"
+    assert [run.device_hours for run in runs] == [None, None]
+    assert any(
+        "compared at equal steps, since no time is counted" in line for line in notices(study, Reading(runs, []))
+    )
 
 
 def test_clocks_without_a_table_are_compared_by_their_rule(tmp_path: Path) -> None:
