@@ -58,6 +58,11 @@ class Checkpoint:
         """Optimizer steps taken."""
         return int(self.folder.name.rpartition("=")[2])
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether several ranks wrote it, each its own file."""
+        return (self.folder / INDEX).is_file()
+
     def manifest(self) -> dict[str, Any]:
         """What it says about itself.
 
@@ -101,7 +106,7 @@ class Checkpoint:
         """
         self.check()
         try:
-            if (self.folder / INDEX).is_file():
+            if self.in_parts:
                 parts = files.Parts(self.folder)
                 tensors = parts.read(reading_plan(parts.index, 1, 0))
                 weights, others = files.weights_and_others(tensors)

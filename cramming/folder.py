@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cramming import checkpoint
 from cramming.checkpoint import Checkpoint
@@ -94,11 +94,20 @@ def check_same(config: PretrainConfig, run_dir: Path) -> None:
     """
     if not ((run_dir / _BEGUN).exists() and (run_dir / "config.yaml").exists()):
         return
+    refuse_another(config, stored_config(run_dir.parent, run_dir.name), run_dir.name)
+
+
+def refuse_another(config: PretrainConfig, stored: DictConfig, title: str) -> None:
+    """Refuse a configuration that is not a run's own.
+
+    Raises:
+        UserError: the difference is shown.
+    """
     # Typed, so that options which are newer than the run have the defaults it was trained with.
-    differing = differences(asdict(typed(stored_config(run_dir.parent, run_dir.name))), asdict(config))
+    differing = differences(asdict(typed(stored)), asdict(config))
     if differing:
         raise UserError(
-            f"{run_dir.name} was started with other options: "
+            f"{title} was started with other options: "
             + "; ".join(f"{key} was {old}, now {new}" for key, old, new in differing)
             + ". Choose another name, or start over with resume=false"
         )

@@ -20,7 +20,7 @@ from cramming.data.preparation import prepare
 from cramming.evaluation.probes import during as probes
 from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
-from cramming.identity import about, check_fits
+from cramming.identity import about
 from cramming.interruption import Interrupted, Signals, noted
 from cramming.parallel.ranks import Ranks, here, joined
 from cramming.peak import peak_flops_per_s
@@ -36,6 +36,8 @@ from cramming.recording.panel import Header, Unseen, build_display
 from cramming.recording.plot import plot_curves
 from cramming.recording.summary import summary_table, write_summary
 from cramming.recording.trackers import build_trackers
+from cramming.saving import mirror as mirrors
+from cramming.saving.saver import Saver
 from cramming.train import Run, train
 from cramming.validation import validate
 
@@ -69,6 +71,7 @@ def _pretrain(config: PretrainConfig, run_dir: Path, ranks: Ranks) -> None:
         if config.resume:
             folder.check_same(config, run_dir)  # refuse another configuration before any work
     with logging_to(None):
+        mirror = mirrors.opened(config, run_dir) if ranks.main else None
         with ranks.main_first():
             data = initializing.data_of(config, run_dir)
             store = prepare(data, Path(config.data_dir), progress=progress_for())
@@ -80,11 +83,14 @@ def _pretrain(config: PretrainConfig, run_dir: Path, ranks: Ranks) -> None:
                 stack.enter_context(logging_to(run_dir / "run.log"))
                 if not config.resume:
                     folder.start_over(run_dir)
+                    if mirror is not None:
+                        mirror.clear()
                 folder.remember(config, run_dir)
             resolved = resolve.resolve(config.impl, resolve.read(run_dir) if ranks.main else None)
             with share_of("measuring this machine's costs") as progress:
                 run, resolved = build_run(config, store, resolved, run_dir, progress)
-            Session(run, run_dir, resolved).run_to_the_end()
+            with Saver(run, run_dir, mirror) as saver:
+                Session(run, run_dir, resolved, saver).run_to_the_end()
 
 
 class Session:
@@ -94,10 +100,12 @@ class Session:
         run: at step 0; the newest whole checkpoint is loaded here.
         run_dir: its folder.
         resolved: how it computes.
+        saver: writes and reads its checkpoints.
     """
 
-    def __init__(self, run: Run, run_dir: Path, resolved: resolve.Resolved) -> None:
+    def __init__(self, run: Run, run_dir: Path, resolved: resolve.Resolved, saver: Saver) -> None:
         self.run = run
+        self._saver = saver
         self.run_dir = run_dir
         self.resolved = resolved
         self.impl = run.config.impl
@@ -199,6 +207,7 @@ class Session:
                 self.save(marks)
         if number := here().largest(self._signals.number or 0):  # every rank ends where one of them is to
             self.save([])
+            self._saver.wait()
             if here().main:
                 print(f"saved at step {run.step}; the same command again goes on from there")
             raise Interrupted(128 + number)
@@ -212,24 +221,13 @@ class Session:
             run.notes["elapsed_s"] = time.monotonic() - self._started_s
             self._metrics.sync()
             about = {**self.about, "spent_s": run.clock.spent_s, "elapsed_s": run.notes["elapsed_s"]}
-            where = self.run_dir / "checkpoints"
-            keep = self.impl.keep_checkpoints
-            state = run.state_dict()
-            if here().main:
-                checkpoint.save(where, run.step, state, about, keep=keep, kept_at_h=marks)
-            here().wait()
+            self._saver.save(about, marks)
 
     def _resume(self) -> None:
-        ranks = here()
-        found = checkpoint.newest(self.run_dir / "checkpoints") if ranks.main else None
-        if found is not None:
-            check_fits(found[0], self.about)
-        if ranks.told(found is not None):
-            tree, tensors = checkpoint.flatten(found[1] if found else {})
-            tree, tensors = (tree, tensors) if ranks.world == 1 else (ranks.told(tree), ranks.given(tensors))
-            self.run.load_state_dict(found[1] if found and ranks.world == 1 else checkpoint.unflatten(tree, tensors))
+        found = self._saver.resume(self.about)
+        if found:
             _log.info("going on from step %d, %.1f %% of the budget", self.run.step, 100 * self.run.clock.progress)
-        if not ranks.main:
+        if not here().main:
             return
         # The last step's row comes with its validation: one that a kill kept from the checkpoint is written again.
         again = self.run.clock.exhausted and str(self.run.step) not in self.run.notes["validations"]
@@ -262,6 +260,7 @@ class Session:
         if str(run.step) not in run.notes["validations"]:
             self._write_row(self._validated())
         self.save([hour for hour in self.impl.keep_at_h if hour * self.unit_s == run.clock.spent_s])
+        self._saver.wait()
         if not here().main:
             return {}
         validation = run.notes["validations"].get(str(run.step)) or {}

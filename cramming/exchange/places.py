@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cramming import folder
+from cramming import folder, remote
 from cramming.data.sources.hub_connection import line, unreachable
 from cramming.errors import UserError
 from cramming.exchange import containers
+from cramming.saving import fetching
 from cramming.suggest import nearest
 
 CONFIGS = ("config.json", "model_config.json")
@@ -49,6 +50,12 @@ def locate(given: str, base_dir: str) -> Place:
     Raises:
         UserError: there is nothing of that name, it holds no checkpoint, or the hub cannot be reached.
     """
+    if remote.is_remote(given):
+        fetched, chosen = fetching.fetched(given, base_dir)
+        if chosen is None:
+            return Place(remote.shown(given), weights=containers.weights_of(fetched))
+        found = folder.find(str(fetched.parent), None, f"{fetched.name}@{chosen}")
+        return Place(f"{found} at {remote.shown(given)}", run=found)
     name, _, at = given.partition("@")
     if "/" not in name and (Path(base_dir) / name / "config.yaml").is_file() and name:
         found = folder.find(base_dir, None, given)

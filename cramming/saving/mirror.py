@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cramming import faults, remote
+from cramming import faults, folder, remote
 from cramming.checkpoint import Checkpoint, checkpoints
+from cramming.config import PretrainConfig
 from cramming.errors import UserError
 from cramming.saving.copies import Copies
 
@@ -32,6 +33,30 @@ _log = logging.getLogger(__name__)
 def address_of(given: str, name: str) -> str:
     """The mirror of a run: ``{name}`` stands for the run's."""
     return given.replace("{name}", name).rstrip("/")
+
+
+def opened(config: PretrainConfig, run_dir: Path) -> "Mirror | None":
+    """The mirror that a run asks for, reached; the newest state there is in the run's folder, if that had none so new.
+
+    Raises:
+        UserError: it cannot be reached, or holds another run, or one with other options.
+    """
+    if config.impl.mirror is None:
+        return None
+    mirror = Mirror(address_of(config.impl.mirror, run_dir.name), run_dir, config.impl.keep_checkpoints)
+    mirror.reach()
+    stored = mirror.config()
+    if stored is not None and stored.get("name") != config.name:
+        raise UserError(
+            f"impl.mirror={mirror.shown} holds another run, {stored.get('name')}: "
+            "give each a place of its own, such as impl.mirror=.../{name}"
+        )
+    if config.resume:
+        if stored is not None:
+            folder.refuse_another(config, stored, mirror.shown)
+        with folder.held(run_dir):
+            mirror.fetch()
+    return mirror
 
 
 class Mirror:
@@ -152,12 +177,12 @@ class Mirror:
         faults.point("mirror-records")
         mine = {}
         for saved in reversed(checkpoints(self._run_dir / "checkpoints")):
-            folder = self._hold(saved)
-            if folder is None:
+            place = self._hold(saved)
+            if place is None:
                 continue
-            mine[saved.step] = folder
-            if folder not in there:
-                self._copies.put(self._held, folder)
+            mine[saved.step] = place
+            if place not in there:
+                self._copies.put(self._held, place)
         shutil.rmtree(self._held, ignore_errors=True)
         self._prune(mine)
         faults.point("mirror-pruned")
