@@ -31,6 +31,7 @@ from cramming.exchange.importing import Request
 from cramming.exchange.opening import opened
 from cramming.exchange.weights import INIT, Weights
 from cramming.model import Model
+from cramming.saving.mirror import Mirror, address_of
 
 _OPTION = "checkpoint"  # of the group arch, while a command is composed
 _BEGUN = "metrics.jsonl"
@@ -71,7 +72,8 @@ def adopted(given: str, words: Sequence[str], experiments: Path) -> list[str]:
     base_dir = Path(chosen.get("base_dir", "outputs"))
     found = None
     if chosen.get("resume", "true").lower() not in ("false", "0", "no", "off"):
-        found = _begun(given, base_dir, chosen.get("name", "default"))
+        name = chosen.get("name", "default")
+        found = _begun(given, base_dir, name) or _begun_elsewhere(given, chosen.get("impl.mirror", ""), name)
     if found is None:
         weights = opened(given, str(base_dir), Request(head=head)).trained()
         found = {"arch": _architecture(weights), "data": weights.data}
@@ -204,10 +206,22 @@ def _begun(given: str, base_dir: Path, name: str) -> dict[str, Any] | None:
         if file.is_file() and (file.parent / _BEGUN).exists():
             tree = OmegaConf.load(file)
             if OmegaConf.select(tree, "init_from") == given:
-                schema = OmegaConf.structured(registry.lookup("arch", OmegaConf.select(tree, "arch.kind")))
-                arch = OmegaConf.to_object(OmegaConf.merge(schema, tree.arch))
-                return {"arch": arch, "data": OmegaConf.to_container(tree.data)}
+                return _options(tree)
     return None
+
+
+def _begun_elsewhere(given: str, mirror: str, name: str) -> dict[str, Any] | None:
+    """The same of a run that this machine does not have yet, as its mirror says."""
+    if mirror.strip("'\"") in ("", "null"):
+        return None
+    tree = Mirror(address_of(mirror.strip("'\""), name), Path(name), keep=1).config()
+    return _options(tree) if tree is not None and OmegaConf.select(tree, "init_from") == given else None
+
+
+def _options(tree: Any) -> dict[str, Any]:
+    schema = OmegaConf.structured(registry.lookup("arch", OmegaConf.select(tree, "arch.kind")))
+    arch = OmegaConf.to_object(OmegaConf.merge(schema, tree.arch))
+    return {"arch": arch, "data": OmegaConf.to_container(tree.data)}
 
 
 def _architecture(weights: Weights) -> ArchConfig:

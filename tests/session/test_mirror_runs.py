@@ -89,3 +89,18 @@ def test_a_run_at_an_address_is_opened_and_begun_from(folder: Path, monkeypatch:
         assert weights.origin["step"] == 4
     finally:
         server.close()
+
+
+def test_a_run_that_began_with_another_goes_on_without_it(folder: Path) -> None:
+    """On an empty machine, where the checkpoint it began with is not."""
+    assert runs.run(runs.command(folder, "name=first", "budget=2")) == 0
+    far = folder / "far"
+    begun = [word for word in words(folder, far) if not word.startswith("arch")] + ["init_from=first"]
+    assert runs.run([*begun, "stop_at=6"]) == 0
+    empty(folder)
+    assert runs.run(begun) == 0
+    moved = runs.weights(folder, "whole")
+    empty(folder)
+    assert runs.run(runs.command(folder, "name=first", "budget=2")) == 0
+    assert runs.run([word for word in begun if "mirror" not in word]) == 0
+    assert runs.same(runs.weights(folder, "whole"), moved)

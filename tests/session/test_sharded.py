@@ -3,15 +3,18 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from cramming import checkpoint
+from cramming import checkpoint, gather_checkpoint
 from cramming.checkpoint import Checkpoint, checkpoints
+from cramming.cli import compose
 from cramming.errors import UserError
 from cramming.saving import sharded, snapshot
 from cramming.saving.exchange import Exchange
@@ -190,3 +193,20 @@ def test_ranks_that_do_not_see_the_folder_say_so(tmp_path: Path) -> None:
     save_at(tmp_path / "0", 1, 1)
     results = on_ranks(2, lambda exchange: sharded.newest(tmp_path / str(exchange.rank), exchange, nowhere))
     assert all("rank 1 does not see" in str(result) for result in results)
+
+
+def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "first"
+    save_at(run_dir / "checkpoints", 2, 1, 2)
+    composed = compose(["name=first", "arch=bert_tiny", "data=python_docs", "budget=1"])
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(composed))))
+    for which, step in (("first", 2), ("first@step=1", 1)):
+        gather_checkpoint.command([f"base_dir={tmp_path}", f"checkpoint={which}"])
+        assert f"step={step:08d} is an ordinary checkpoint now" in capsys.readouterr().out
+        found = Checkpoint(run_dir / "checkpoints" / f"step={step:08d}")
+        assert not found.in_parts
+        assert same(found.read(), state_at(step))
+        gather_checkpoint.command([f"base_dir={tmp_path}", f"checkpoint={which}"])
+        assert "is an ordinary checkpoint already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="checkpoint= is needed"):
+        gather_checkpoint.command([])
