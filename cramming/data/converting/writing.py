@@ -48,10 +48,10 @@ def _check_others(plan: Plan, out: str) -> None:
 def _check_free(split: PlannedSplit, target: Target, journal: Journal) -> None:
     """Refuse to write where something else is; see that what was written is still there."""
     there, written = target.sizes(), journal.split(split.name)
-    if written is None:
-        if there:
-            raise UserError(f"{target} has files already; delete it, or choose another out")
+    if not there and (written is None or written.identity != split.identity):
         return
+    if written is None:
+        raise UserError(f"{target} has files already; delete it, or choose another out")
     if written.identity != split.identity:
         raise UserError(
             f"{target} was begun with other text or other options; give those again to go on, delete it to start "
@@ -66,7 +66,7 @@ def _check_free(split: PlannedSplit, target: Target, journal: Journal) -> None:
 
 def _write(split: PlannedSplit, target: Target, journal: Journal, progress: ProgressSink) -> str:
     written = journal.split(split.name)
-    if written is None:
+    if written is None or written.identity != split.identity:
         journal.note(split.name, identity=split.identity)
         written = journal.split(split.name)
     assert written is not None, "just begun"
