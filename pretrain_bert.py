@@ -15,7 +15,7 @@ def job(config: PretrainConfig) -> None:
 
 def main() -> None:
     """The command."""
-    run_command(lambda: pretraining(job, sys.argv[1:]))
+    run_command(lambda: pretraining(job, sys.argv[1:]), ranks=True)
 
 
 if __name__ == "__main__":

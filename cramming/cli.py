@@ -7,6 +7,7 @@ that ``--help`` is answered at once.
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from cramming import registry
 from cramming.composition import Tree, dotted_keys, explain
 from cramming.config import CHOSEN, PretrainConfig, check_name, register_schemas, typed
 from cramming.errors import UserError
+from cramming.parallel.environment import launched, one_speaks
 from cramming.suggest import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "config"
@@ -62,23 +64,49 @@ Every option: python pretrain_bert.py --cfg job
 """
 
 
-def run_command(command: Callable[[], None]) -> NoReturn:
+def run_command(command: Callable[[], None], *, ranks: bool = False) -> NoReturn:
     """Run a command; print what a person did wrong as one line and exit with code 2.
 
-    Ctrl-C exits with 130 and SIGTERM with 143, after the command has saved what it had to.
+    Ctrl-C exits with 130 and SIGTERM with 143, after the command has saved what it had to. What ends one of several
+    ranks ends all of them, and one speaks.
+
+    Args:
+        command: what to do.
+        ranks: whether torchrun may start it as several processes.
     """
+    here = launched()
+    together = here.world > 1
+    if together:
+        one_speaks(here)
     try:
+        if together and not ranks:
+            raise UserError("this command is one process: start it without torchrun; it takes what devices it can use")
         command()
         code = 0
     except UserError as error:
+        if together:
+            _end_ranks(f"error: {error}", 2)
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as interrupt:
         code = interrupt.args[0] if interrupt.args else 130
+        if together and not interrupt.args:  # else all ranks have saved and end
+            _end_ranks(f"rank {here.rank} was interrupted: all ranks end", code)
     except BrokenPipeError:  # the reader of our output is gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception as error:
+        if not together:
+            raise
+        lost = bool(re.search("gloo|nccl|connection|store", f"{type(error).__name__} {error}", re.IGNORECASE))
+        _end_ranks(traceback.format_exc().rstrip(), 1, asks=lost)
     sys.exit(code)
+
+
+def _end_ranks(line: str, code: int, asks: bool = False) -> NoReturn:
+    from cramming.parallel.watch import end  # needs torch
+
+    end(line, code, asks=asks)
 
 
 def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> None:
@@ -100,6 +128,8 @@ def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> N
             raise UserError(f"unknown flag {word}{nearest(word, (*_FLAGS, DRY))}")
     showing = bool(_SHOWING & {word.split("=")[0] for word in words})
     if _SWEEP & set(words) and not showing:
+        if launched().world > 1:
+            raise UserError("-m starts runs of its own: start it without torchrun; impl.devices= is for each of them")
         sweeping(words, lambda options, config_dir, dry: _sweep(options, job, config_dir, dry))
         return
     if DRY in words:

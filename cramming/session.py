@@ -22,7 +22,8 @@ from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
 from cramming.identity import about
 from cramming.interruption import Interrupted, Signals, noted
-from cramming.parallel.ranks import Ranks, here, joined
+from cramming.parallel.agreement import statement
+from cramming.parallel.ranks import Ranks, agree, here, joined
 from cramming.peak import peak_flops_per_s
 from cramming.plain import described
 from cramming.profiling.profile import profile_of
@@ -57,7 +58,7 @@ def pretrain(config: PretrainConfig) -> None:
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     config.name = config.name or "default"
-    with joined() as ranks:
+    with joined(lambda: statement(config, resolve.device().type)) as ranks:
         _pretrain(config, Path(config.base_dir) / config.name, ranks)
 
 
@@ -75,6 +76,7 @@ def _pretrain(config: PretrainConfig, run_dir: Path, ranks: Ranks) -> None:
         with ranks.main_first():
             data = initializing.data_of(config, run_dir)
             store = prepare(data, Path(config.data_dir), progress=progress_for())
+        agree({"data": store.fingerprint, "tokenizer": store.tokenizer.sha256})
         split_of(store, config)  # refuse a corpus smaller than a batch
         probes.refuse(config)
         with ExitStack() as stack:

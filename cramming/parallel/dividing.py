@@ -19,15 +19,19 @@ def check(batch_size: int, group: int, world: int) -> None:
         near = min((size for size in (below, above) if size), key=lambda size: abs(size - batch_size))
         raise UserError(
             f"train.batch_size={batch_size} cannot be spread evenly over {world} ranks: use train.batch_size={near}, "
-            f"or {_nearest(batch_size, world)} ranks"
+            f"or {_ranks(_nearest(batch_size, world))}"
         )
     if batch_size > group and group % world:
         raise UserError(
             f"the {group} sequences that share one random draw cannot be spread evenly over {world} ranks: use "
-            f"{_nearest(group, world)} ranks, or another sequences_per_draw of the method"
+            f"{_ranks(_nearest(group, world))}, or another sequences_per_draw of the method"
         )
 
 
 def _nearest(whole: int, world: int) -> int:
     """The divisor of ``whole`` nearest to ``world``."""
     return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: (abs(n - world), n))
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number != 1)}"

@@ -18,9 +18,12 @@ def shared_files(folder: Path, pattern: str) -> Iterator[None]:
     """
     ranks = here()
     if ranks.main:
-        yield
+        with ranks.main_first():  # however long it takes
+            yield
         ranks.told({file.name: file.read_text() for file in folder.glob(pattern)} if ranks.world > 1 else {})
         return
+    with ranks.main_first():
+        pass
     for name, text in ranks.told(None).items():
         if not (folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)

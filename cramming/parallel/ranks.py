@@ -7,17 +7,24 @@ Shape legend: R ranks, B rows of a rank.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from socket import gethostname
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore
 
+from cramming.errors import UserError
+from cramming.interruption import Interrupted
+from cramming.parallel import agreement
 from cramming.parallel.environment import Launched, launched
+from cramming.parallel.meeting import Meeting
+from cramming.parallel.watch import Watch, begin
 
 _TIMEOUT = timedelta(minutes=30)  # of one operation; ranks that died are found much sooner (``watch.py``)
 
@@ -99,14 +106,23 @@ class _Turns:
         self._ranks = ranks
 
     def __enter__(self) -> None:
-        if not self._ranks.main:
+        if self._ranks.main:
+            return
+        if _MEETINGS:
+            _MEETINGS[0].await_turn()
+        else:
             self._ranks.wait()
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if self._ranks.main and kind is None:
+        if not self._ranks.main or kind is not None:
+            return
+        if _MEETINGS:
+            _MEETINGS[0].pass_turn()
+        else:
             self._ranks.wait()
 
 
+_MEETINGS: list[Meeting] = []  # of this process with the other ranks
 ALONE = Ranks()
 _HERE = [ALONE]
 
@@ -117,22 +133,74 @@ def here() -> Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Meet the other ranks that torchrun started, for as long as the block runs; a process started alone is alone."""
+def joined(said: Callable[[], dict[str, Any]] = dict) -> Iterator[Ranks]:
+    """Meet the other ranks that torchrun started, for as long as the block runs; a process started alone is alone.
+
+    Who leaves the block by an error has to call ``watch.end`` or to end its process: the others hear of it from there.
+
+    Args:
+        said: what must be the same on all ranks, JSON values by key; see ``agreement.py``.
+
+    Raises:
+        UserError: ranks that did not come, or that differ.
+    """
     ranks = Ranks(**asdict(launched()))
     if ranks.world == 1 or dist.is_initialized():
         yield here()
         return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local_rank)
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
-    try:
-        with standing_for(ranks):
+    backend = _device(ranks)
+    meeting = Meeting(ranks)
+    watch = begin(meeting)
+    agreement.check(meeting, "command", said())
+    meeting.gather()
+    watch.met()
+    store = PrefixStore("torch", meeting.store)
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=_TIMEOUT)
+    _MEETINGS[:] = [meeting]
+    with standing_for(ranks):
+        try:
             yield ranks
-    finally:
-        dist.destroy_process_group()
+        except Interrupted:  # all of them are, after the same step
+            _leave(ranks, watch)
+            raise
+        _leave(ranks, watch)
+
+
+def agree(found: dict[str, Any]) -> None:
+    """Go on when all ranks have found the same data, which may take some of them hours.
+
+    Raises:
+        UserError: the first difference, with both ranks.
+    """
+    for meeting in _MEETINGS:
+        agreement.check(meeting, "data", found)
+        meeting.together("data")
+
+
+def _device(ranks: Ranks) -> str:
+    """Take this rank's GPU, if there are any: -> torch's name of how ranks talk.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if not torch.cuda.is_available():
+        return "gloo"
+    devices = torch.cuda.device_count()
+    if ranks.local_world > devices:
+        raise UserError(
+            f"{ranks.local_world} processes were started on {gethostname()}, which has {devices} "
+            f"GPU{'s' * (devices > 1)}: use --nproc-per-node={devices}"
+        )
+    torch.cuda.set_device(ranks.local_rank)
+    return "cpu:gloo,cuda:nccl"
+
+
+def _leave(ranks: Ranks, watch: Watch) -> None:
+    watch.leave()
+    ranks.wait()
+    watch.stop()
+    _MEETINGS.clear()
+    dist.destroy_process_group()
 
 
 @contextmanager
