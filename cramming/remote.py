@@ -131,6 +131,9 @@ def _said(error: Exception, address: str | Path) -> str:
         return f"needs a package that is not here: pip install {_PACKAGES.get(scheme, _line(error))}"
     if names & set(_EXPIRED):
         return "refuses: the credentials have expired; renew them and run the same command again, nothing is lost"
+    if passes(error) and not names & set(_BUSY):
+        endpoint = ", AWS_ENDPOINT_URL" if scheme in ("s3", "s3a") else ""
+        return f"cannot be reached ({_line(error)}); check the connection{endpoint} and run the same command again"
     if "400" in names and scheme in ("s3", "s3a"):  # the answer to HEAD has no room for a reason
         return (
             "refuses with 400, as it does when credentials have expired or the bucket is of another region; "
@@ -150,9 +153,6 @@ def _said(error: Exception, address: str | Path) -> str:
         return "is not there; check the bucket and the path"
     if names & set(_BUSY):
         return f"is too busy to answer ({_line(error)}); run the same command again later, nothing is lost"
-    if passes(error):
-        endpoint = ", AWS_ENDPOINT_URL" if scheme in ("s3", "s3a") else ""
-        return f"cannot be reached ({_line(error)}); check the connection{endpoint} and run the same command again"
     return f"cannot be used ({_line(error)}); check the address"
 
 

@@ -120,6 +120,7 @@ class Ahead:
         self._plan: list[int] = []
         self._met: set[int] = set()  # of the plan: what was wanted by then, before it was needed
         self._visitors: list[int] = []
+        self._raised: set[int] = set()  # shards whose errors were told: they are tried again when they are needed
         self.close = weakref.finalize(self, self._state.end)
 
     def want(self, now: Sequence[int], soon: Sequence[int]) -> None:
@@ -146,12 +147,17 @@ class Ahead:
             self._settle(strangers)
         state = self._state
         with state.changed:
+            for shard in self._raised.intersection(needed):
+                self._raised.discard(shard)
+                state.failed.pop(shard, None)
+                state.changed.notify_all()
             late = [shard for shard in needed if shard not in state.opened]
             began = self._clock()
             state.changed.wait_for(lambda: all(one in state.opened or one in state.failed for one in needed))
             failed = [one for one in needed if one in state.failed]
             if failed:
-                raise state.failed.pop(failed[0])
+                self._raised.add(failed[0])
+                raise state.failed[failed[0]]
             if late:
                 self.stalls.waited(self._clock() - began, planned=any(shard in self._met for shard in late))
             return [state.opened[shard] for shard in needed]

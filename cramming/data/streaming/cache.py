@@ -70,7 +70,7 @@ class ShardCache:
                     continue  # another made it meanwhile
                 self._reserve(name, needed, mine)
                 try:
-                    return self._made(name, make)
+                    return self._made(name, make, mine)
                 except OSError as error:
                     if not is_full(error):
                         raise
@@ -127,7 +127,7 @@ class ShardCache:
                 shutil.rmtree(self.folder / f"{name}{WORK}", ignore_errors=True)
                 path.unlink(missing_ok=True)
 
-    def _made(self, name: str, make: Callable[[Path], Path]) -> BinaryIO:
+    def _made(self, name: str, make: Callable[[Path], Path], placeholder: BinaryIO) -> BinaryIO:
         work = self.folder / f"{name}{WORK}"
         shutil.rmtree(work, ignore_errors=True)  # of one that was killed
         work.mkdir()
@@ -136,7 +136,9 @@ class ShardCache:
         try:
             os.fsync(file.fileno())
             fcntl.flock(file, fcntl.LOCK_SH)  # held before anyone can find it
-            os.replace(path, self.folder / f"{name}{KEPT}")
+            with self._locked():
+                os.replace(path, self.folder / f"{name}{KEPT}")
+                placeholder.truncate(0)
         except BaseException:
             file.close()
             raise
