@@ -83,6 +83,15 @@ class Copies:
             for file in sorted(copy.files, key=lambda file: file != _MANIFEST):
                 self.storage.remove(f"{copy.folder}/{file}")
                 faults.point("mirror-drop")
+            self.storage.remove_folder(copy.folder)
+
+    def clear(self, partial: Iterable[str]) -> None:
+        """Remove files of checkpoints that are not complete, and their folders."""
+        files = list(partial)
+        for file in files:
+            self.storage.remove(file)
+        for folder in dict.fromkeys(file.rpartition("/")[0] for file in files):
+            self.storage.remove_folder(folder)
 
     def manifest(self, copy: Copy) -> dict[str, object]:
         """What a checkpoint says about itself, unchecked."""

@@ -136,7 +136,8 @@ class Mirror:
         with self._copies.storage.explained():
             whole, partial = self._copies.checkpoints()
             self._copies.drop(reversed(whole))
-            for file in [*partial, *self._copies.records()]:
+            self._copies.clear(partial)
+            for file in self._copies.records():
                 self._copies.storage.remove(file)
 
     def copy_soon(self) -> None:
@@ -231,8 +232,7 @@ class Mirror:
         outdated = [one_each[step] for step in sorted(one_each)[: -self._keep]]
         unmarked = [copy for copy in outdated if not self._copies.manifest(copy).get("kept_at_h")]
         self._copies.drop([copy for copy in whole if copy not in one_each.values()] + unmarked)
-        for file in partial:
-            self._copies.storage.remove(file)
+        self._copies.clear(partial)
 
 
 def _link(file: Path, target: Path) -> None:

@@ -81,6 +81,11 @@ class Storage:
         """Remove a file that is there."""
         self._fs.rm_file(self._path(name))
 
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder that is empty, where there are folders at all."""
+        if not self._objects:
+            self._fs.rmdir(self._path(name))
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 

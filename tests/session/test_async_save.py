@@ -68,7 +68,10 @@ def test_the_same_run_as_with_waiting(finished: Path, folder: Path) -> None:
     assert json.loads((folder / "outputs" / "whole" / "summary.json").read_text())["steps"] == 12
 
 
-@pytest.mark.parametrize("point", ["checkpoint-weights:2", "checkpoint-rename:1", "checkpoint-pruned:3", "step:7"])
+@pytest.mark.parametrize(
+    "point",
+    ["checkpoint-rename:2", *(pytest.param(p, marks=pytest.mark.full) for p in ("checkpoint-pruned:3", "step:7"))],
+)
 def test_kills_stay_safe(finished: Path, folder: Path, point: str) -> None:
     words = runs.command(folder, "name=whole", ASYNC)
     assert runs.run(words, kill_at=point) == -signal.SIGKILL

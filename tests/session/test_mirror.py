@@ -23,7 +23,7 @@ from ..core.memory import same
 from ..data import s3_server
 from . import runs
 
-POINTS = ("mirror-records", "mirror-file", "mirror-manifest", "mirror-drop", "mirror-pruned")
+POINTS = ("mirror-file", "mirror-drop", "mirror-records", "mirror-manifest", "mirror-pruned")
 
 
 @pytest.fixture
@@ -124,6 +124,8 @@ def test_a_step_saved_again_replaces_its_copy(address: str, tmp_path: Path) -> N
     checkpoint.save(tmp_path / "x" / "checkpoints", 2, {**state_at(2), "notes": 1}, {}, keep=2, kept_at_h=[6.0])
     mirrored(address, tmp_path / "x")
     assert steps_at(address) == [1, 2]
+    folder = Path(address) / "checkpoints"
+    assert not folder.is_dir() or len(list(folder.iterdir())) == 2, "no empty folder is left"
     found = Mirror(address, tmp_path / "y", 2).fetch()
     assert found is not None
     assert found.read()["notes"] == 1
@@ -170,7 +172,7 @@ def _killed(
     work(address, run_dir)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [POINTS[0], *(pytest.param(p, marks=pytest.mark.full) for p in POINTS[1:])])
 def test_a_kill_during_upload_leaves_a_state_to_go_on_from(address: str, tmp_path: Path, point: str) -> None:
     """Killed at every passage in turn; the state before, or the new one, is fetched; in the end all is copied."""
     here = tmp_path / "x"

@@ -30,7 +30,7 @@ def trained(run_dir: Path) -> list[tuple[object, object]]:
     return [(row["step"], row["loss"]) for row in rows(run_dir)]
 
 
-@pytest.mark.parametrize("more", [[], ["impl.save_async=true"]])
+@pytest.mark.parametrize("more", [pytest.param([], marks=pytest.mark.full), ["impl.save_async=true"]])
 def test_the_same_command_on_an_empty_machine_goes_on(finished: Path, folder: Path, more: list[str]) -> None:
     far = folder / "far"
     assert runs.run(words(folder, far, "stop_at=6", *more)) == 0
@@ -45,7 +45,10 @@ def test_the_same_command_on_an_empty_machine_goes_on(finished: Path, folder: Pa
     assert runs.same(runs.weights(folder, "whole"), runs.weights(finished, "whole"))
 
 
-@pytest.mark.parametrize("point", ["mirror-file:6", "mirror-manifest:2", "mirror-records:3"])
+@pytest.mark.parametrize(
+    "point",
+    ["mirror-file:6", *(pytest.param(p, marks=pytest.mark.full) for p in ("mirror-manifest:2", "mirror-records:3"))],
+)
 def test_killed_while_copying_and_moved(finished: Path, folder: Path, point: str) -> None:
     far = folder / "far"
     assert runs.run(words(folder, far), kill_at=point) == -signal.SIGKILL
@@ -91,6 +94,7 @@ def test_a_run_at_an_address_is_opened_and_begun_from(folder: Path, monkeypatch:
         server.close()
 
 
+@pytest.mark.full
 def test_a_run_that_began_with_another_goes_on_without_it(folder: Path) -> None:
     """On an empty machine, where the checkpoint it began with is not."""
     assert runs.run(runs.command(folder, "name=first", "budget=2")) == 0
