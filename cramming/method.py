@@ -8,8 +8,8 @@ charges the clock for every pass.
 
 On several ranks a hook is handed this rank's share of a batch, and must come to the same end on each of them: what it
 decides by is of all ranks. ``batch.sequences``, ``batch.normalizer``, ``engine.losses``, ``select`` and ``concatenate``
-are; so are gradients once a batch is done; its own sums it adds up with ``here().sum_``. What it saves is whole too, for
-a run goes on with any number of ranks.
+are; so are gradients once a batch is done; its own sums it adds up with ``here().sum_``. What it saves is whole too,
+for a run goes on with any number of ranks.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping

@@ -128,11 +128,11 @@ def set_random_state(state: Mapping[str, Any], seed: int = 0) -> None:
     if (ranks.world > 1 or of_each is not None) and (of_each is None or len(of_each["cpu"]) != ranks.world):
         torch.manual_seed(seed + ranks.rank)
     elif of_each is not None:
-        torch.set_rng_state(of_each["cpu"][ranks.rank])
+        torch.set_rng_state(of_each["cpu"][ranks.rank].clone())  # torch reads it as a struct, which must be aligned
         if _on_gpus() and "cuda" in of_each:
-            torch.cuda.set_rng_state(of_each["cuda"][ranks.rank])
+            torch.cuda.set_rng_state(of_each["cuda"][ranks.rank].clone())
     else:
-        torch.set_rng_state(state["cpu"])
+        torch.set_rng_state(state["cpu"].clone())
         for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(device_state, index)
 
