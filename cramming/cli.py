@@ -20,7 +20,7 @@ from yaml import YAMLError
 from cramming import registry
 from cramming.composition import Tree, dotted_keys, explain
 from cramming.config import CHOSEN, PretrainConfig, check_name, register_schemas, typed
-from cramming.errors import UserError
+from cramming.errors import RankFailed, UserError
 from cramming.parallel.environment import launched, one_speaks
 from cramming.suggest import nearest
 
@@ -88,6 +88,9 @@ def run_command(command: Callable[[], None], *, ranks: bool = False) -> NoReturn
             _end_ranks(f"error: {error}", 2)
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RankFailed as failed:
+        print(failed, file=sys.stderr)
+        code = 1
     except KeyboardInterrupt as interrupt:
         code = interrupt.args[0] if interrupt.args else 130
         if together and not interrupt.args:  # else all ranks have saved and end

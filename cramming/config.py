@@ -295,7 +295,7 @@ def check(config: PretrainConfig) -> None:
         if getattr(impl, key) not in known:
             raise UserError(f"impl.{key}={getattr(impl, key)} is unknown{nearest(getattr(impl, key), known)}")
     if impl.devices != "all":
-        _whole("impl.devices", impl.devices)
+        _whole("impl.devices", impl.devices, "all")
     if impl.allocator not in ALLOCATORS:
         raise UserError(f"impl.allocator={impl.allocator} is unknown; there are: {', '.join(ALLOCATORS)}")
     plain.chosen(impl.plain)  # refuses what is no name
@@ -372,9 +372,9 @@ def _positive(key: str, value: float) -> None:
         raise UserError(f"{key}={value} must be above zero")
 
 
-def _whole(key: str, value: Any) -> int:
+def _whole(key: str, value: Any, word: str = "auto") -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{key}={value} must be auto or a whole number from 1")
+        raise UserError(f"{key}={value} must be {word} or a whole number from 1")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user may see."""
+"""The exceptions a user may see."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     Entry points print it as ``error: <message>`` without a traceback and exit with code 2. Everything that checks what
     a person typed, a file they named or a machine they run on raises it; ``assert`` stays for invariants of ours.
     """
+
+
+class RankFailed(Exception):  # noqa: N818 (what happened, not what is wrong)
+    """A process that trained with others has died; the message says which. Entry points print it and exit with 1."""

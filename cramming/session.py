@@ -23,6 +23,7 @@ from cramming.exchange.imported import refuse_imported
 from cramming.identity import about
 from cramming.interruption import Interrupted, Signals, noted
 from cramming.parallel.agreement import statement
+from cramming.parallel.launch import idle, launch, processes
 from cramming.parallel.ranks import Ranks, agree, here, joined
 from cramming.peak import peak_flops_per_s
 from cramming.plain import described
@@ -56,8 +57,12 @@ def pretrain(config: PretrainConfig) -> None:
     Raises:
         UserError: input that cannot be used; nothing that was saved is lost.
         Interrupted: Ctrl-C or SIGTERM, after saving.
+        RankFailed: one of the processes that were started here died.
     """
     config.name = config.name or "default"
+    if (number := processes(config.impl.devices)) > 1:
+        launch(config, number)
+        return
     with joined(lambda: statement(config, resolve.device().type)) as ranks:
         _pretrain(config, Path(config.base_dir) / config.name, ranks)
 
@@ -72,6 +77,8 @@ def _pretrain(config: PretrainConfig, run_dir: Path, ranks: Ranks) -> None:
         if config.resume:
             folder.check_same(config, run_dir)  # refuse another configuration before any work
     with logging_to(None):
+        if others := idle():
+            _log.info(others)
         mirror = mirrors.opened(config, run_dir) if ranks.main else None
         with ranks.main_first():
             data = initializing.data_of(config, run_dir)
