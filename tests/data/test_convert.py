@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 
 from cramming.cli import load_schemas
+from cramming.data.config import DataConfig
 from cramming.data.convert import command
 from cramming.data.converting import options
+from cramming.data.converting.options import ConvertOptions
+from cramming.data.converting.plan import Plan
 from cramming.data.converting.steps import is_held_out
 from cramming.data.converting.texts import Joining
+from cramming.data.converting.writing import write_plan
 from cramming.data.preparation import prepare
 from cramming.data.shards.compression import decompressed
 from cramming.data.shards.formats import format_of, read_index
+from cramming.data.sources.hub import HubConfig
 from cramming.data.sources.local import LocalConfig
 from cramming.data.sources.shard_text import ShardText
+from cramming.data.sources.sharded import StreamedConfig
 from cramming.data.tokenizer import Tokenizer
 from cramming.errors import UserError
 from cramming.progress import Silent
@@ -25,8 +31,13 @@ from cramming.progress import Silent
 load_schemas()
 
 
-def convert(tmp_path: Path, *words: str) -> None:
-    command([*words, f"data_dir={tmp_path / 'data'}"])
+def convert(tmp_path: Path, config: DataConfig | Path, out: Path | str, **given: Any) -> None:
+    """What the command does after reading its words; a path is a corpus of ``data=local``."""
+    if isinstance(config, Path):
+        config = LocalConfig(path=str(config))
+    options_ = ConvertOptions(out=str(out), **{"splits": ["train"], **given})
+    options_.check_values()
+    write_plan(Plan(config, options_, tmp_path / "data", Silent()), str(out), tmp_path / "data", Silent())
 
 
 @pytest.fixture
@@ -67,8 +78,8 @@ def test_splits_share_no_document_and_lose_none(
 ) -> None:
     monkeypatch.setitem(options.SPLITS, "train_small", (False, 100))
     monkeypatch.setitem(options.SPLITS, "val_small", (True, 3))
-    splits = "splits=[train,train_small,val,val_small]"
-    convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'out'}", splits, "val_share=0.05")
+    splits = ["train", "train_small", "val", "val_small"]
+    convert(tmp_path, corpus, tmp_path / "out", splits=splits, val_share=0.05)
     train, val = samples(tmp_path / "out/train"), samples(tmp_path / "out/val")
     held_out = [text for number, text in enumerate(texts) if is_held_out(number, 20)]
     assert val == held_out
@@ -87,10 +98,10 @@ def test_one_of_every_so_many_documents_is_held_out() -> None:
 
 
 def test_train_alone_has_all_documents(tmp_path: Path, corpus: Path, texts: list[str]) -> None:
-    convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'out'}", "splits=[train]")
+    convert(tmp_path, corpus, tmp_path / "out")
     assert samples(tmp_path / "out/train") == texts
     with pytest.raises(UserError, match="has the split train, made of the same documents; convert both"):
-        convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'out'}", "splits=[val]")
+        convert(tmp_path, corpus, tmp_path / "out", splits=["val"])
 
 
 def test_a_split_that_is_there_is_refused_before_any_work(tmp_path: Path, corpus: Path) -> None:
@@ -98,20 +109,20 @@ def test_a_split_that_is_there_is_refused_before_any_work(tmp_path: Path, corpus
     (out / "val").mkdir(parents=True)
     (out / "val" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"out/val has files already"):
-        convert(tmp_path, "source=local", f"data.path={corpus}", f"out={out}", "splits=[train,val]")
+        convert(tmp_path, corpus, out, splits=["train", "val"])
     assert not (out / "train").exists()
     assert (out / "val" / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("format_", "compression"),
-    [("mds", "null"), ("mds", "zstd:3"), ("mds", "br"), ("parquet", "null"), ("parquet", "gz"), ("parquet", "snappy")],
+    [("mds", None), ("mds", "zstd:3"), ("mds", "br"), ("parquet", None), ("parquet", "gz"), ("parquet", "snappy")],
 )
 def test_formats_and_compressions(
     tmp_path: Path, corpus: Path, texts: list[str], format_: str, compression: str
 ) -> None:
-    how = [f"format={format_}", f"compression={compression}", "size_limit=10KiB", "hashes=[xxh64]", "splits=[train]"]
-    convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'out'}", *how)
+    how = {"format": format_, "compression": compression, "size_limit": "10KiB", "hashes": ["xxh64"]}
+    convert(tmp_path, corpus, tmp_path / "out", **how)
     folder = tmp_path / "out/train"
     assert format_of(folder) == format_
     assert len(read_index(folder).shards) > 3
@@ -123,17 +134,39 @@ def test_options_of_the_source(tmp_path: Path) -> None:
     path = tmp_path / "lines.csv"
     path.write_text("id,said\n1,one one\n2,one one\n3,two\n4,three\n")
     words = ["source=local", f"data.path={path}", "data.text_column=said", "splits=[train]", "max_characters=4"]
-    convert(tmp_path, *words, f"out={tmp_path / 'a'}", "data.max_documents=3")
+    words.append(f"data_dir={tmp_path / 'data'}")
+    command([*words, f"out={tmp_path / 'a'}", "data.max_documents=3"])
     assert samples(tmp_path / "a/train") == ["one ", "one ", "two"]
-    convert(tmp_path, *words, f"out={tmp_path / 'b'}", "data.clean.duplicates=exact")
+    command([*words, f"out={tmp_path / 'b'}", "data.clean.duplicates=exact"])
     assert samples(tmp_path / "b/train") == ["one ", "two", "thre"]
+
+
+def test_a_dataset_with_a_validation_split_of_its_own(tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    for split in ("train", "validation"):
+        (dataset / f"{split}.jsonl").write_text("".join(f'{{"text": "{split} {n}"}}\n' for n in range(5)))
+    config = HubConfig(dataset=str(dataset))
+    convert(tmp_path, config, tmp_path / "out", splits=["train", "val"])
+    assert samples(tmp_path / "out/train") == [f"train {n}" for n in range(5)]
+    assert samples(tmp_path / "out/val") == [f"validation {n}" for n in range(5)]
+    convert(tmp_path, config, tmp_path / "out", splits=["val_small"])  # shares no document with what is there
 
 
 def test_mixture(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a1\n\na2\n\na3")
     (tmp_path / "b.txt").write_text("b1\n\nb2\n\nb3")
     sources = f"data.sources={{a: {{kind: local, path: {tmp_path}/a.txt}}, b: {{kind: local, path: {tmp_path}/b.txt}}}}"
-    convert(tmp_path, "source=mixture", "data.mix=[a,b]", sources, f"out={tmp_path / 'out'}", "splits=[train]")
+    command(
+        [
+            "source=mixture",
+            "data.mix=[a,b]",
+            sources,
+            f"out={tmp_path / 'out'}",
+            "splits=[train]",
+            f"data_dir={tmp_path / 'data'}",
+        ]
+    )
     assert [text.strip() for text in samples(tmp_path / "out/train")] == ["a1", "a2", "a3", "b1", "b2", "b3"]
 
 
@@ -158,8 +191,8 @@ def test_concat_tokens(tmp_path: Path, letters: str, bos: str, eos: str, wrap: b
     texts = ["a b c", "d " * 30, "e", "[SEP] f", "g h i j k", "z " * 100]
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    words = ["concat_tokens=8", f"tokenizer={letters}", f"bos_text={bos}", f"eos_text={eos}", f"no_wrap={not wrap}"]
-    convert(tmp_path, "source=local", f"data.path={path}", f"out={tmp_path / 'out'}", "splits=[train]", *words)
+    around = {"bos_text": bos, "eos_text": eos}
+    convert(tmp_path, path, tmp_path / "out", concat_tokens=8, tokenizer=letters, no_wrap=not wrap, **around)
     tokenizer = Tokenizer.load(Path(letters))
     ids = [tokenizer.encode(text, special_tokens=True).tolist() for text in (bos, eos)]
     found = samples(tmp_path / "out/train", "tokens")
@@ -208,9 +241,8 @@ def test_a_tokenizer_that_separates_documents_itself(letters: str) -> None:
 
 
 def test_rows_are_those_of_the_store(tmp_path: Path, corpus: Path, letters: str) -> None:
-    words = [f"data.path={corpus}", f"tokenizer={letters}", "data.seq_length=16", "data.heldout_fraction=0.1"]
-    convert(tmp_path, "source=local", *words, f"out={tmp_path / 'out'}", "format=rows", "splits=[train,val]")
     config = LocalConfig(path=str(corpus), tokenizer=letters, seq_length=16, heldout_fraction=0.1)
+    convert(tmp_path, config, tmp_path / "out", format="rows", splits=["train", "val"])
     store = prepare(config, tmp_path / "data", workers=0)
     split = config.split_of(store)
     for name, rows in (
@@ -224,8 +256,7 @@ def test_rows_are_those_of_the_store(tmp_path: Path, corpus: Path, letters: str)
 
 
 def test_shards_are_a_source(tmp_path: Path, corpus: Path, texts: list[str]) -> None:
-    words = ["splits=[train]", "size_limit=4KiB", "compression=zstd"]
-    convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'a'}", *words)
+    convert(tmp_path, corpus, tmp_path / "a", size_limit="4KiB", compression="zstd")
     folder = tmp_path / "a/train"
     source = ShardText(folder, "text", tmp_path / "data", Silent())
     pieces = list(source.pieces())
@@ -233,10 +264,9 @@ def test_shards_are_a_source(tmp_path: Path, corpus: Path, texts: list[str]) -> 
     for number in (0, 57, 399):
         assert [piece.text for piece in source.pieces(pieces[number].cursor)] == texts[number + 1 :]
     assert pieces[-1].position == pytest.approx(source.total)
-    for kind, option in (("local", "path"), ("mds", "remote")):
-        out = tmp_path / f"b-{kind}"
-        convert(tmp_path, f"source={kind}", f"data.{option}={folder}", f"out={out}", "splits=[train]")
-        assert samples(out / "train") == texts
+    for kind, config in (("local", LocalConfig(path=str(folder))), ("mds", StreamedConfig(remote=str(folder)))):
+        convert(tmp_path, config, tmp_path / kind)
+        assert samples(tmp_path / kind / "train") == texts
     store = prepare(LocalConfig(path=str(folder), vocab_size=140), tmp_path / "data", workers=0)
     assert store.manifest["documents"] == len(texts)
     with pytest.raises(UserError, match=r"has no column 'words' of text; its columns are: {'text': 'str'}"):
@@ -246,24 +276,24 @@ def test_shards_are_a_source(tmp_path: Path, corpus: Path, texts: list[str]) -> 
 
 
 def test_a_damaged_shard_of_a_source_is_said(tmp_path: Path, corpus: Path) -> None:
-    convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'a'}", "splits=[train]")
+    convert(tmp_path, corpus, tmp_path / "a")
     path = tmp_path / "a/train/shard.00000.mds"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    for words in (["source=local", f"data.path={path.parent}", f"out={tmp_path / 'b'}"], [f"check={path.parent}"]):
+    for use in (lambda: convert(tmp_path, path.parent, tmp_path / "b"), lambda: command([f"check={path.parent}"])):
         with pytest.raises(UserError, match=r"shard.00000.mds is damaged: its sha1"):
-            convert(tmp_path, *words) if len(words) > 1 else command(words)
+            use()
 
 
 def test_a_storage_of_fsspec(tmp_path: Path, corpus: Path, texts: list[str]) -> None:
-    convert(tmp_path, "source=local", f"data.path={corpus}", "out=memory://bucket/corpus", "splits=[train]")
+    convert(tmp_path, corpus, "memory://bucket/corpus")
     fs = fsspec.filesystem("memory")
     try:
         fs.get("/bucket/corpus/train", str(tmp_path / "fetched"), recursive=True)
         assert samples(tmp_path / "fetched") == texts
         with pytest.raises(UserError, match="memory://bucket/corpus/train has files already"):
-            convert(tmp_path, "source=local", f"data.path={corpus}", "out=memory://bucket/corpus", "splits=[train]")
+            convert(tmp_path, corpus, "memory://bucket/corpus")
         fs.pipe_file("/bucket/parquets/b.parquet", _parquet(texts[200:]))
         fs.pipe_file("/bucket/parquets/a.parquet", _parquet(texts[:200]))
         command(["index=memory://bucket/parquets"])
@@ -332,16 +362,13 @@ def test_bad_input_is_one_line(tmp_path: Path, corpus: Path, letters: str, words
 def test_a_place_that_cannot_be_written(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"out=.*; choose another folder"):
-        convert(tmp_path, "source=local", f"data.path={corpus}", f"out={tmp_path / 'file'}", "splits=[train]")
+        convert(tmp_path, corpus, tmp_path / "file")
 
 
 def test_nothing_left_for_a_split(tmp_path: Path) -> None:
-    (tmp_path / "one.txt").write_text("the only document")
+    one, out = tmp_path / "one.txt", tmp_path / "out"
+    one.write_text("the only document")
     with pytest.raises(UserError, match="gives no sample for train"):
-        convert(
-            tmp_path,
-            "source=local",
-            f"data.path={tmp_path / 'one.txt'}",
-            f"out={tmp_path / 'out'}",
-            "splits=[train,val]",
-        )
+        convert(tmp_path, one, out, splits=["train", "val"])
+    convert(tmp_path, one, out)  # nothing was written that would have to be deleted
+    assert samples(out / "train") == ["the only document\n"]

@@ -31,7 +31,7 @@ class Samples(Protocol):
         """The samples from the one that had this state on; None: all of them."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Document:
     """A document of a source."""
 

@@ -51,12 +51,24 @@ class Part:
         """What decides the documents."""
         return [self.source.fingerprint, self.limit, self.one_in, self.held_out, self.max_characters]
 
+    @property
+    def unit(self) -> str:
+        """What ``total`` and the positions of documents count."""
+        return self.source.unit if self.limit is None else "documents"
+
+    @property
+    def total(self) -> float:
+        """Size of all documents, for progress."""
+        return self.source.total if self.limit is None else float(self.limit)
+
     def documents(self, place: list[Any] | None) -> Iterator[Document]:
         """They, from a place on."""
         for document in documents(self.source, place, self.limit):
+            if self.limit is not None:
+                document.position = float(document.number + 1)
             if self.one_in is None or is_held_out(document.number, self.one_in) == self.held_out:
                 if self.max_characters is not None:
-                    document.texts[:] = ["".join(document.texts)[: self.max_characters]]
+                    document.texts = ["".join(document.texts)[: self.max_characters]]
                 yield document
 
 
@@ -65,13 +77,13 @@ class Texts:
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self.name, self.unit = part.source.name, part.source.unit
+        self.name, self.unit = part.source.name, part.unit
         self.identity = fingerprint("texts", part.facts)
 
     @property
     def total(self) -> float:
         """See ``Samples``."""
-        return self._part.source.total
+        return self._part.total
 
     def steps(self, state: Any) -> Iterator[Step]:
         """See ``Samples.steps``."""
@@ -142,14 +154,14 @@ class JoinedTokens:
 
     def __init__(self, part: Part, joining: Joining, workers: int) -> None:
         self._part, self._joining, self._workers = part, joining, workers
-        self.name, self.unit = part.source.name, part.source.unit
+        self.name, self.unit = part.source.name, part.unit
         how = [joining.tokenizer.sha256, joining.length, joining.bos, joining.eos, joining.wrap]
         self.identity = fingerprint("tokens", part.facts, how)
 
     @property
     def total(self) -> float:
         """See ``Samples``."""
-        return self._part.source.total
+        return self._part.total
 
     def steps(self, state: Any) -> Iterator[Step]:
         """See ``Samples.steps``. A state is [place of the document, what was kept before it, samples of it behind]."""
