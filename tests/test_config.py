@@ -24,6 +24,7 @@ NEEDS = {
     "local": ["data.path=x"],
     "hub": ["data.dataset=a/b"],
     "mixture": ["data.mix=[python_docs]"],
+    "mds": ["data.remote=x"],
     "library": ["train.optim.name=adabelief"],
     "distillation": ["method.distillation.checkpoint=x"],
 }  # what has no default

@@ -192,9 +192,9 @@ class ShardedStore:
         needed += sum(sorted((kept + work for kept, work in sizes), reverse=True)[: self.reading.threads])
         if needed > limit:
             raise UserError(
-                f"data.cache_limit={quantity(limit, 'B')} is less than the {quantity(needed, 'B')} that shards in use "
-                "take at one time; raise it, or lower data.shuffle_window, data.fetch_ahead or data.fetch_threads, or "
-                "convert the corpus to smaller shards"
+                f"data.cache_limit={quantity(limit, 'B')} is less than shards in use take at one time; set "
+                f"data.cache_limit={-(-needed // 1000)}kB or more, or lower data.shuffle_window, data.fetch_ahead or "
+                "data.fetch_threads, or convert the corpus to smaller shards"
             )
 
     def _manifest(self, corpora: Sequence[Corpus]) -> dict[str, Any]:
