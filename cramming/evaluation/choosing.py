@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from cramming.errors import UserError
 from cramming.evaluation import plan, search
 from cramming.evaluation.config import EvalConfig, Setting
+from cramming.evaluation.executor import Outcome
 from cramming.evaluation.job import Job, JobResult
 from cramming.evaluation.results import Selection
-from cramming.evaluation.runner import Outcome
 from cramming.evaluation.tasks.task import Task
 from cramming.evaluation.worker import headline_of
 

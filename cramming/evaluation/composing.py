@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cramming.cli import compose_tree, explained, quoted
+from cramming.cli import CONFIG_DIR, compose_tree, explained, quoted
 from cramming.composition import Tree
 from cramming.config import check_name
 from cramming.errors import UserError
@@ -32,6 +32,7 @@ from cramming.evaluation.config import (
 )
 from cramming.migration import evaluation as earlier
 from cramming.suggest import nearest
+from cramming.sweeps.cluster import Cluster, cluster_of
 
 UNTRAINED = "untrained"
 WEIGHTS = ("averaged", "last", UNTRAINED)
@@ -50,11 +51,17 @@ class Asked:
         config: checked.
         suite_tasks: tasks of the suite, before ``eval.tasks=`` chose among them.
         typed: keys on the command line, whose values are not adapted to the model in silence.
+        words: the command line, but for what names a launcher.
+        config_dir: another folder with configuration files.
+        cluster: where jobs run; None: on this machine.
     """
 
     config: EvaluateConfig
     suite_tasks: tuple[str, ...]
     typed: frozenset[str] = frozenset()
+    words: tuple[str, ...] = ()
+    config_dir: str | None = None
+    cluster: Cluster | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -74,10 +81,27 @@ def asked(words: Sequence[str], config_dir: str | None = None) -> Asked:
     """
     tree = composed(words, config_dir)
     config = checked(tree)
+    hydras = [word for word in words if _key(word).startswith(("hydra.", "hydra/"))]
+    words = [word for word in words if word not in hydras]
     keys = frozenset(map(_key, words))
     if "eval.tasks" in keys:
         tree = composed([word for word in words if _key(word) in ("eval", "eval.name")], config_dir)
-    return Asked(config, tuple(map(str, tree.eval.tasks)), keys)
+    cluster = _cluster(hydras, config_dir) if hydras else None
+    return Asked(config, tuple(map(str, tree.eval.tasks)), keys, tuple(words), config_dir, cluster)
+
+
+def _cluster(words: Sequence[str], config_dir: str | None) -> Cluster | None:
+    """The cluster that ``hydra/launcher=`` and its fields name.
+
+    Raises:
+        UserError: one that cannot be used from here.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return cluster_of(compose(_ROOT, [*words, *_searched(config_dir)], return_hydra_config=True).hydra.launcher)
 
 
 def composed(words: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -95,8 +119,11 @@ def composed(words: Sequence[str], config_dir: str | None = None) -> DictConfig:
 def compose_words(words: list[str], config_dir: str | None = None) -> DictConfig:
     """Hydra's part; its errors pass."""
     register_schemas()
-    more = [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
-    return compose_tree([*words, *more], _ROOT)
+    return compose_tree([*words, *_searched(config_dir)], _ROOT)
+
+
+def _searched(config_dir: str | None) -> list[str]:
+    return [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
 
 
 def several(words: Sequence[str], config_dir: str | None = None) -> list[list[str]]:

@@ -3,35 +3,35 @@
 import json
 import shlex
 import shutil
-import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from cramming import durable, folder
 from cramming.errors import UserError
 from cramming.evaluation import baselines, choosing, kept, means, plan, results
 from cramming.evaluation.board import Board
-from cramming.evaluation.composing import UNTRAINED, Asked, origin
+from cramming.evaluation.composing import Asked, origin
 from cramming.evaluation.config import Setting
+from cramming.evaluation.executor import Executor, Outcome
 from cramming.evaluation.finished import EVALUATIONS, JOBS, SUITE
+from cramming.evaluation.here import counted, running_here
 from cramming.evaluation.job import Job, JobResult
-from cramming.evaluation.live import display_for
+from cramming.evaluation.live import Display, display_for
 from cramming.evaluation.preparing import Material, prepare
 from cramming.evaluation.results import Failure, Results
-from cramming.evaluation.runner import Outcome, Runner
+from cramming.evaluation.spread import SHARES, Spread
 from cramming.evaluation.subject import Subject, longest, subject_of
 from cramming.evaluation.tasks.task import Task
 from cramming.evaluation.tracking import Tracking
-from cramming.evaluation.worker import LOG, Shared, without_tensors
+from cramming.evaluation.worker import LOG
+from cramming.interruption import sigterm_stops
 from cramming.progress import progress_for
 from cramming.recording.strict_json import dumps
 
-_START = "start.safetensors"  # the tensors all jobs begin with, while they run
 _BASELINES = "baselines.json"
 _MADE = ("results.json", "results.csv", "results.md", _BASELINES, SUITE, means.FILE, LOG)
 
@@ -68,9 +68,10 @@ def scored(call: Asked) -> Scored:
     tasks = plan.tasks_needed(config, notes)
     subject = subject_of(config)
     settings = plan.settings_of(config.eval, tasks.values(), partial(longest, subject.weights), call.typed, notes)
-    means.check(config.impl)
+    if call.cluster is None:  # what a machine of the cluster can do is known there
+        means.check(config.impl)
     suite_dir = Path(config.base_dir) / subject.name / EVALUATIONS / subject.suite
-    with folder.held(suite_dir), _sigterm_stops():
+    with folder.held(suite_dir), sigterm_stops():
         if not config.resume:
             start_over(suite_dir)
         durable.write_atomically(suite_dir / SUITE, (dumps(asdict(config.eval), indent=2) + "\n").encode())
@@ -91,7 +92,7 @@ def scored(call: Asked) -> Scored:
 
 def start_over(suite_dir: Path) -> None:
     """Remove what was made there before (``resume=false``)."""
-    for name in (JOBS, "wandb"):
+    for name in (JOBS, SHARES, "wandb"):
         shutil.rmtree(suite_dir / name, ignore_errors=True)
     for name in _MADE:
         (suite_dir / name).unlink(missing_ok=True)
@@ -133,55 +134,52 @@ class _Suite:
         make = partial(plan.final_jobs, config.eval, self.tasks, asked=usable, weights_sha256=self.subject.sha256)
         trials = [trial for tried in choosing.trials_of(config.eval, self.settings).values() for trial in tried]
         planned = [*trials, *(job.setting for job in make(self.settings))]
-        how, need = self._means(planned, len(trials))
-        start = self.suite_dir / _START
-        shared = Shared(
-            suite_dir=self.suite_dir,
-            weights=without_tensors(self.subject.weights, start),
-            tensors=start,
-            untrained=config.weights == UNTRAINED,
-            precision=how.precision,
-            threads=how.threads,
-            microbatch_size=how.microbatch_size,
-            rows=origin(config),
-        )
         display = display_for(f"{self.subject.name}: {config.eval.suite}", Board(self.tasks))
         try:
             with (
                 Tracking(config, self.suite_dir, self.subject.name, self.tasks) as tracking,
                 display,
-                Runner(
-                    shared, self.tasks, self.made, how, config.eval.save_models, need, display, tracking.ended
-                ) as runner,
+                self._executor(planned, len(trials), display, tracking.ended) as executor,
             ):
                 chosen = choosing.choose(
-                    config.eval, self.tasks, self.settings, usable, self.subject.sha256, do=runner.run
+                    config.eval, self.tasks, self.settings, usable, self.subject.sha256, do=executor.run
                 )
                 self.settings, self.selections = chosen.settings, chosen.selections
                 self.made.failures |= chosen.failures
                 self.made.notes += chosen.notes
-                outcomes = runner.run(make(self.settings))
-                runner.finish()
+                outcomes = executor.run(make(self.settings))
+                executor.finish()
                 return outcomes
         except KeyboardInterrupt:
             print("stopped: jobs that are over are kept, and the same command goes on", file=sys.stderr, flush=True)
             raise
-        finally:
-            start.unlink(missing_ok=True)
-            log = self.suite_dir / LOG
-            if log.is_file() and not log.stat().st_size:
-                log.unlink()
 
-    def _means(self, planned: Sequence[Setting], trials: int) -> tuple[means.Means, float]:
-        """How jobs compute, stored; and the memory one takes, as far as is known."""
-        impl, lines = self.call.config.impl, list[str]()
-        microbatch = None if impl.microbatch_size == "auto" else impl.microbatch_size
-        need = means.need_of(self.subject.weights, planned, microbatch)
-        how = means.resolved(impl, means.read(self.suite_dir), len(planned), need, lines)
-        means.write(self.suite_dir, how)
-        count = f"{len(planned)} job{'s' * (len(planned) != 1)}" + (f", {trials} of them trials" if trials else "")
-        print(*lines, f"{self.subject.title}: {count}, {means.said(how)}", sep="\n", flush=True)
-        return how, need
+    @contextmanager
+    def _executor(
+        self, planned: Sequence[Setting], trials: int, display: Display, on_end: Callable[[Outcome], None]
+    ) -> Iterator[Executor]:
+        """What does the jobs: processes of this machine, or the cluster that was named."""
+        config, on = self.call.config, self.call.cluster
+        if on is None:
+            with running_here(
+                config, self.subject, suite_dir=self.suite_dir, tasks=self.tasks, made=self.made, planned=planned,
+                trials=trials, display=display, on_end=on_end, own=self.suite_dir,
+            ) as runner:  # fmt: skip
+                yield runner
+            return
+        print(f"{self.subject.title}: {counted(planned, trials)}, in {on.shares} shares at most", flush=True)
+        with on:
+            yield Spread(
+                suite_dir=self.suite_dir,
+                tasks=self.tasks,
+                material=self.made,
+                save_models=config.eval.save_models,
+                display=display,
+                on_end=on_end,
+                call=self.call,
+                name=self.subject.name,
+                on=on,
+            )
 
     def collected(self, outcomes: Sequence[Outcome], notes: Sequence[str]) -> Scored:
         """All that is known of the suite: of this call, and of earlier ones with the same settings and rows."""
@@ -270,17 +268,3 @@ class _Suite:
                 known[name] = {"rows": rows, "scores": baselines.of_splits(task, train, evaluated)}
         durable.write_atomically(file, (dumps(known, indent=1) + "\n").encode())
         return {name: known[name]["scores"] for name in tasks if name in known}
-
-
-@contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cramming.evaluation.config import EvaluateConfig
-from cramming.evaluation.runner import Outcome
+from cramming.evaluation.executor import Outcome
 from cramming.evaluation.tasks.task import Task
 from cramming.recording.strict_json import strict
 from cramming.recording.trackers import Tracker, build_trackers

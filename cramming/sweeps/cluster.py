@@ -136,7 +136,11 @@ def cluster_of(launcher: DictConfig) -> Cluster | None:
 
 
 def run(
-    cluster: Cluster, lines: Sequence[CommandLine], title: str, look: Callable[[], None] = lambda: None
+    cluster: Cluster,
+    lines: Sequence[CommandLine],
+    title: str,
+    over: Callable[[CommandLine, Ended], None] = lambda line, ended: None,
+    look: Callable[[], None] = lambda: None,
 ) -> list[Ended]:
     """Run command lines on a cluster and wait for all of them.
 
@@ -144,6 +148,7 @@ def run(
         cluster: entered, as a context manager.
         lines: with names that differ.
         title: of all of them together, for people.
+        over: called for each that ended.
         look: called again and again meanwhile.
 
     Raises:
@@ -167,9 +172,9 @@ def run(
             begin, waiting = waiting[:room], waiting[room:]
             if begin:
                 running |= zip(begin, cluster.start(begin, title), strict=True)
-            over = [line for line, work in running.items() if work.over()]
-            for line in over:
+            for line in [line for line, work in running.items() if work.over()]:
                 ended[line] = _ended(line, running.pop(line), len(ended) + 1, len(lines))
+                over(line, ended[line])
             look()
             if running:
                 time.sleep(_LOOK_EVERY_S)

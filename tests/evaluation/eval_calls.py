@@ -12,7 +12,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _SLOW = ("torch._dynamo", "transformers.models.auto.modeling_auto")  # to import; jobs need them
-_OURS = ("cramming.evaluation.session", "cramming.evaluation.command", "cramming.session")
+_OURS = ("cramming.evaluation.session", "cramming.evaluation.share", "cramming.evaluation.command", "cramming.session")
 _CONTEXT.set_forkserver_preload([*_OURS, *_SLOW])
 
 PRETRAINED = [
@@ -131,3 +131,26 @@ def _say_into(file: Path | None) -> None:
     where = os.open(file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(where, 1)
     os.dup2(where, 2)
+
+
+def share(folder: Path, kill_at: str = "") -> int | None:
+    """Do a share of a suite in a process of its own; returns the exit code."""
+    process = _CONTEXT.Process(target=_share, args=(folder, kill_at))
+    process.start()
+    process.join(600)
+    return process.exitcode
+
+
+def _share(folder: Path, kill_at: str) -> None:
+    import torch
+
+    from cramming import faults
+    from cramming.cli import run_command
+    from cramming.evaluation import runner
+    from cramming.evaluation.share import command
+
+    torch.set_num_threads(1)
+    runner.START = "fork"
+    _say_into(folder.with_suffix(".log"))
+    faults.arm(kill_at)
+    run_command(lambda: command([str(folder)]))

@@ -13,11 +13,12 @@ from typing import Any
 from cramming.evaluation import kept
 from cramming.evaluation.board import Board
 from cramming.evaluation.config import Setting
+from cramming.evaluation.executor import Outcome
 from cramming.evaluation.job import Evaluation, Job, JobResult, Seeds
 from cramming.evaluation.live import PlainLines
 from cramming.evaluation.means import Means
 from cramming.evaluation.preparing import Material
-from cramming.evaluation.runner import Outcome, Runner
+from cramming.evaluation.runner import Runner
 from cramming.evaluation.tasks.registry import TASKS
 from cramming.evaluation.worker import Ended, Order, Progress
 
@@ -115,7 +116,11 @@ class Stage:
         display = PlainLines(Board(TASKS))
         means = Means(device, "float32", jobs, 1, None, 1)
         shared: Any = SimpleNamespace(suite_dir=self.folder)
-        with Runner(shared, TASKS, self.rows, means, save_models, 1.0, display, self.ended.append) as found:
+        rows: Any = self.rows
+        with Runner(
+            suite_dir=self.folder, tasks=TASKS, material=rows, save_models=save_models, display=display,
+            on_end=self.ended.append, shared=shared, means=means, need=1.0,
+        ) as found:  # fmt: skip
             yield found
 
     def run(self, jobs: Sequence[Job], save_models: str = "best", at_once: int = 2) -> list[Outcome]:
