@@ -148,7 +148,7 @@ def _single(job: Callable[[PretrainConfig], None], words: list[str]) -> None:
 
     # Hydra's parser wants all overrides together, behind the flags.
     words = sorted(words, key=lambda word: "=" in word and not word.startswith("-"))
-    failures: list[UserError] = []
+    failures: list[UserError | RankFailed] = []
 
     def task(composed: DictConfig) -> None:
         try:
@@ -156,7 +156,7 @@ def _single(job: Callable[[PretrainConfig], None], words: list[str]) -> None:
                 parts = ", ".join(map(str, composed.study))
                 raise UserError(f"this experiment is a study of several runs ({parts}): add -m; --dry says which")
             job(typed(composed))
-        except UserError as error:  # of what is raised here Hydra would print more than a line
+        except (UserError, RankFailed) as error:  # of what is raised here Hydra would print more than a line
             failures.append(error)
 
     # With this set Hydra raises instead of printing a page and exiting with 1.

@@ -8,6 +8,8 @@ from cramming.errors import UserError
 MEET_S = "CRAMMING_MEET_S"  # how long a rank waits for the others to come, in seconds
 SILENT_S = "CRAMMING_SILENT_S"  # after how long a rank of another machine that gives no sign is taken for dead
 
+RANKS = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # for ranks; read when torch is imported
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -82,7 +84,8 @@ def one_speaks(ranks: Launched) -> None:
 
     What goes wrong is said on standard error, by whichever rank it goes wrong on.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    for name, value in RANKS.items():
+        os.environ.setdefault(name, value)
     if not ranks.main:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)

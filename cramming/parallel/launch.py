@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,14 +23,14 @@ from cramming.cli import load_schemas, run_command
 from cramming.config import PretrainConfig, typed
 from cramming.errors import RankFailed, UserError
 from cramming.interruption import Interrupted
-from cramming.parallel.environment import launched
+from cramming.parallel.environment import RANKS, launched
 from cramming.parallel.watch import LAST_WORDS
 from cramming.resolve import jobs_at_once
 
 ALL = "all"
 _AGENT = "torch.distributed.elastic"  # its loggers speak to programmers
 # What torch gives ranks to save in after a signal, before it kills them; its own half minute is short for large models.
-_SAVING_S = ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+_SAVING = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
 
 
 def processes(asked: int | str) -> int:
@@ -81,24 +81,23 @@ def launch(config: PretrainConfig, number: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault(*_SAVING_S)
     with tempfile.TemporaryDirectory(prefix="cramming-") as name:
         folder = Path(name)
         words = folder / "last-words"
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-        agent = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=number,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",  # a free port
-            local_addr="localhost",
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
-        )
         command = (sys.executable, "-m", __name__, str(folder / "config.yaml"))
-        with _quiet_agent(), _environment(LAST_WORDS, str(words)):
+        with _quiet_agent(), _environment({LAST_WORDS: str(words), **RANKS, **_SAVING}):
+            agent = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=number,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",  # a free port
+                local_addr="localhost",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+            )
             try:
                 elastic_launch(agent, command[0])(*command[1:])
             except SignalException as asked:
@@ -142,12 +141,15 @@ def _quiet_agent() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    os.environ[name] = value
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """What the processes are told."""
+    before = dict(os.environ)
+    os.environ.update({key: value for key, value in values.items() if key not in before})
     try:
         yield
     finally:
-        del os.environ[name]
+        for key in values.keys() - before.keys():
+            del os.environ[key]
 
 
 def _rank(file: str) -> None:
