@@ -16,7 +16,7 @@ from cramming.cli import CONFIG_DIR, load_schemas
 from cramming.data.fingerprint import fingerprint
 from cramming.errors import UserError
 from cramming.folder import held
-from cramming.pipeline.config import load
+from cramming.pipeline.config import launched, load
 from cramming.pipeline.record import Record
 from cramming.pipeline.stages import ROOT, Stage, Stages, argv
 from cramming.sweeps.beside import told_to_stop
@@ -35,7 +35,8 @@ and every file it left is whole.
 
 Pipelines (config/pipeline/): {known}
 Options of a pipeline: name, base_dir=outputs, data_dir, stages=[data,pretrain,validate,module_task,evaluate,report,
-submit], runs, validate, report, and in its file pretrain, evaluate, submit"""
+submit], runs, validate, report, launcher='slurm partition=gpu' (for pretraining and fine-tuning; docs/clusters.md), and
+in its file pretrain, evaluate, submit"""
 
 
 @dataclass
@@ -65,14 +66,14 @@ def command(words: Sequence[str]) -> None:
         return
     with held(stages.folder):
         record = Record(stages.folder)
-        ended = _through(stages.all(), record)
+        ended = _through(stages.all(), record, config.launcher)
         Console().print(_table(config.name, ended, record))
     failed = [end for end in ended if end.state == "failed"]
     if failed:
         raise UserError(f"{failed[0].stage.label}: {failed[0].reason}; the same command again goes on from there")
 
 
-def _through(stages: Sequence[Stage], record: Record) -> list[Ended]:
+def _through(stages: Sequence[Stage], record: Record, launcher: str = "") -> list[Ended]:
     """Every stage in order; one that fails takes those that need it with it."""
     ended: list[Ended] = []
     lost: set[str] = set()
@@ -89,7 +90,7 @@ def _through(stages: Sequence[Stage], record: Record) -> list[Ended]:
                 ended.append(Ended(stage, "unchanged"))
                 continue
             print(f"{number} of {len(stages)}, {stage.label}", flush=True)
-            _run(stage)
+            _run(stage, launcher)
             took_s = time.monotonic() - begun
             record.done(stage.label, inputs, stage.outputs(), took_s)
             ended.append(Ended(stage, "done", took_s))
@@ -110,10 +111,10 @@ def _inputs(stage: Stage, record: Record) -> str:
     return fingerprint(lines, stage.reads(), before)
 
 
-def _run(stage: Stage) -> None:
+def _run(stage: Stage, launcher: str) -> None:
     if stage.work is not None:
         stage.work()
-    for line in stage.commands():
+    for line in (launched(line, launcher) for line in stage.commands()):
         print(f"$ python {shlex.join(_short(line))}", flush=True)
         with subprocess.Popen(argv(line)) as process, told_to_stop(process.pid):
             try:
@@ -134,7 +135,7 @@ def _dry(stages: Stages) -> None:
             print(f"{stage.label}: {error}")
             continue
         print(f"{stage.label}:" + ("" if lines else " in this process"))
-        for line in lines:
+        for line in (launched(line, stages.config.launcher) for line in lines):
             print(f"  python {shlex.join(_short(line))}")
             if stages.sweeps and stage.label == "pretraining":
                 subprocess.run([*argv(line), "--dry"], check=False)

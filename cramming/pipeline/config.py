@@ -34,6 +34,7 @@ class PipelineConfig:
     module_task: int | None = None  # sentences per module of a task made of the installed packages' documentation
     evaluate: dict[str, str] = field(default_factory=dict)  # label -> words of eval.py
     report: str = ""  # words of report.py
+    launcher: str = ""  # of pretraining and fine-tuning: slurm, ray or joblib, and fields of it: "slurm partition=gpu"
     submit: dict[str, str] = field(default_factory=dict)  # label -> words of cramming.evaluation.submit
 
 
@@ -66,6 +67,9 @@ def load(words: Sequence[str], config_dir: Path = CONFIG_DIR / "pipeline") -> Pi
             OmegaConf.create({key: _value(value) for key, value in own.items()}),
         )
         assert isinstance(tree, DictConfig)
+        fields = [word.removeprefix("hydra.launcher.") for word in others if word.startswith("hydra.launcher.")]
+        tree.launcher = _joined(tree.launcher, fields)
+        others = [word for word in others if not word.startswith("hydra.launcher.")]
         tree.pretrain = _joined(tree.pretrain, [word for word in others if not word.startswith("eval.")])
         for label in tree.evaluate:
             tree.evaluate[label] = _joined(tree.evaluate[label], [w for w in others if w.startswith("eval.")])
@@ -75,6 +79,8 @@ def load(words: Sequence[str], config_dir: Path = CONFIG_DIR / "pipeline") -> Pi
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, PipelineConfig)
     check_name(config.name)
+    if config.launcher and "=" in split(config.launcher)[0]:
+        raise UserError("hydra.launcher.*= are fields of a launcher: name it with launcher=slurm, ray or joblib")
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages has {stage!r}, which is none{nearest(stage, STAGES)}")
@@ -91,6 +97,22 @@ def split(words: str) -> list[str]:
         return shlex.split(words)
     except ValueError as error:
         raise UserError(f"{words!r} cannot be read: {error}") from error
+
+
+def launched(line: Sequence[str], launcher: str) -> list[str]:
+    """A stage's command line, on the launcher where it is a pretraining or a fine-tuning; a single run becomes a sweep
+    of one, which has the run's own name.
+
+    Args:
+        line: program and words.
+        launcher: ``PipelineConfig.launcher``.
+    """
+    program = Path(line[0]).name
+    if not launcher or program not in ("pretrain_bert.py", "eval.py"):
+        return list(line)
+    option, *fields = split(launcher)
+    many = [] if program == "eval.py" or "-m" in line else ["-m"]
+    return [line[0], *many, *line[1:], f"hydra/launcher={option}", *(f"hydra.launcher.{field}" for field in fields)]
 
 
 def _joined(words: str, more: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from cramming.errors import UserError
 from cramming.pipeline.command import Ended, _through
-from cramming.pipeline.config import STAGES, load, split
+from cramming.pipeline.config import STAGES, launched, load, split
 from cramming.pipeline.record import Record
 from cramming.pipeline.stages import Stage, Stages, results_folder
 
@@ -156,9 +156,32 @@ def test_words_go_where_they_belong() -> None:
     assert "outputs/_pipelines/mine/modules/train.csv" in config.evaluate["modules"]
 
 
+def test_a_launcher_is_for_pretraining_and_fine_tuning_alone() -> None:
+    """And what a stage is known by does not change with it."""
+    config = load(["experiment=demo_pipeline", "launcher=slurm partition=gpu", "hydra.launcher.timeout_min=60"])
+    assert config.launcher == "slurm partition=gpu timeout_min=60"
+    assert "hydra." not in config.pretrain
+    more = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
+    assert launched(["x/pretrain_bert.py", "a=1"], config.launcher) == ["x/pretrain_bert.py", "-m", "a=1", *more]
+    assert launched(["x/pretrain_bert.py", "-m", "a=1,2"], config.launcher) == [
+        "x/pretrain_bert.py",
+        "-m",
+        "a=1,2",
+        *more,
+    ]
+    assert launched(["x/eval.py", "name=b"], config.launcher) == ["x/eval.py", "name=b", *more]
+    assert launched(["x/report.py", "b"], config.launcher) == ["x/report.py", "b"]
+    assert launched(["x/eval.py", "name=b"], "") == ["x/eval.py", "name=b"]
+    alone = load(["experiment=demo_pipeline"])
+    for here, there in zip(Stages(alone).all(), Stages(config).all(), strict=True):
+        if here.label in ("data", "pretraining"):
+            assert here.commands() == there.commands()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["experiment=demo_pipeline", "hydra.launcher.partition=gpu"], "name it with launcher="),
         (["experiment=demo_pipline"], "demo_pipeline"),
         ([], "demo_pipeline"),
         (["experiment=demo_pipeline", "stages=[pretrian]"], "pretrain"),
