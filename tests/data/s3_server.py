@@ -43,7 +43,6 @@ class S3:
 
         self._moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._moto.start()
-        self._directly("POST", "moto-api/reset", b"")  # what is stored is one for all servers of a process
         self.asked: list[Asked] = []
         self._faults: list[_Fault] = []
         self._gates: list[tuple[str, threading.Event]] = []
@@ -61,6 +60,12 @@ class S3:
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.1",
         }
+        self.empty()  # what is stored is one for all servers of a process
+
+    def empty(self) -> None:
+        """Nothing is stored, and nothing was asked."""
+        self._directly("POST", "moto-api/reset", b"")
+        self.asked.clear()
 
     def close(self) -> None:
         """Stop serving."""

@@ -67,4 +67,4 @@ def _run(words: list[str], kill_at: str) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     faults.arm(kill_at)
-    run_command(lambda: pretraining(pretrain, words))
+    run_command(lambda: pretraining(pretrain, words), ranks=True)
