@@ -87,6 +87,7 @@ CASES: dict[str, Case] = {
     "waiting": Case(("progressive_batching", "rho_loss"), grows=True),
     "priced": Case(("selective_backprop", "layer_dropping"), priced=True),
     "priced_documents": Case(("rho_loss", "token_dropping"), layout="document", priced=True, grows=True),
+    "stopped": Case(("rho_loss",), priced=True),
 }
 GRID: dict[str, Case] = {
     **CASES,

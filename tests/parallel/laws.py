@@ -132,7 +132,6 @@ def outcome(job: Job, folder: Path) -> Outcome:
         "none": seen.none,
         "untouched": seen.untouched,
         "step": run.step,
-        "trained": run.engine.trained,
         "skipped": run.engine.skipped_steps,
         "stream": run.stream.state_dict(),
         "spent": run.clock.spent_s,
@@ -208,7 +207,7 @@ class Seen:
         self._run, self._save, self._before = run, save, run.step
         self._ids: list[int] = []
         self._layers: list[list[int]] = []
-        self._averaged = 0
+        self._averaged, self._trained = 0, run.engine.trained
         self._backward, self._thinned, self._step = run.engine.backward, run.method.thinned, run.engine.step
         run.engine.backward = self.backward  # type: ignore[method-assign]
         run.engine.step = self.step  # type: ignore[method-assign]
@@ -253,13 +252,13 @@ class Seen:
                 "loss": run.engine.loss if stepped else None,
                 "grad_norm": run.engine.grad_norm if stepped else None,
                 "columns": run.method.columns(),
-                "trained": run.engine.trained,
+                "trained": run.engine.trained - self._trained,
                 "ids": self._ids,
                 "layers": self._layers,
             }
         )
         self.reductions.append(self._averaged)
-        self._ids, self._layers, self._averaged = [], [], 0
+        self._ids, self._layers, self._averaged, self._trained = [], [], 0, run.engine.trained
         if self._save is not None and len(self.rows) == MIDDLE:
             save(run, self._save)
             self.saved_after = MIDDLE

@@ -1,6 +1,6 @@
 """Ranks do not change results: two of them train the run that one trains, for every method.
 
-What is compared, with what bound: losses of 30 steps to 1e-5 and norms of gradients to 1e-4, relative; weights to 1e-4;
+What is compared, with what bound: losses of 30 steps to 1e-5 and norms of gradients to 1e-4, relative; weights to 1e-4 (Muon: 1e-3);
 sequences, masks' epochs, layers, steps, counters and parameters without a gradient exactly. Ranks of one run are equal
 to the last bit, and so is a run that is repeated.
 """
@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parallel.cases import CASES, GRID
+from cramming import checkpoint
+from tests.parallel.cases import CASES
 from tests.parallel.comparing import assert_same_run
 from tests.parallel.laws import Job, Outcome, together
 
 # Methods that keep sequences, gradients or sums between steps, and one that keeps nothing.
 RESUMED = ("baseline", "chain", "waiting", "token_dropping", "hessian")
-STOPPED = Job("priced_documents", "stopped", stop_at=500.0)  # amid the scores of a step
+# Of two ranks a step costs 30 for the scores of 20 sequences and 37 for training: amid the sixth step's scores.
+STOP_AT = 5 * 67.0 + 20
+# Muon's iteration is in bfloat16: a gradient that is rounded the other way there moves an update by 2^-8 of itself.
+WEIGHTS = {"muon": 1e-3}
 UNPRICED = [name for name, case in CASES.items() if not case.priced]
 AGAIN = ("baseline", "growing_chain")
 
@@ -39,14 +43,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     stopped = folder / "saved-2" / "stopped"
     jobs = [Job(name, name, save=saved[1].get(name)) for name in UNPRICED]
     (alone,) = together(1, jobs, folder / "1")
-    jobs = [Job(name, name, save=saved[2].get(name)) for name in CASES]
+    jobs = [Job(name, name, save=saved[2].get(name)) for name in CASES if name != "stopped"]
     jobs += [Job(name, f"again {name}") for name in AGAIN]
     jobs += [Job(name, f"from {world} {name}", resume=saved[world][name]) for world in saved for name in RESUMED]
-    jobs += [Job(STOPPED.case, "stopped", save=stopped, stop_at=STOPPED.stop_at)]
-    jobs += [Job(STOPPED.case, "from 2 stopped", resume=stopped)]
+    jobs += [Job("stopped", "stopped", save=stopped, stop_at=STOP_AT)]
+    jobs += [Job("stopped", "from 2 stopped", resume=stopped)]
     ranks = together(2, jobs, folder / "2")
     jobs = [Job(name, f"from 2 {name}", resume=saved[2][name]) for name in RESUMED]
-    jobs += [Job(STOPPED.case, "from 2 stopped", resume=stopped)]
+    jobs += [Job("stopped", "from 2 stopped", resume=stopped)]
     (on,) = together(1, jobs, folder / "1")
     return Told(alone | on, ranks, folder)
 
@@ -55,7 +59,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
 def test_two_ranks_train_the_run_that_one_trains(told: Told, name: str) -> None:
     assert_same_run(told.alone[name], told.ranks[0][name])
     one, two = (np.load(told.folder / world / f"{name}.npy") for world in ("1", "2"))
-    assert float(np.abs(one - two).max()) < 1e-4
+    assert float(np.abs(one - two).max()) < WEIGHTS.get(name, 1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,6 +120,9 @@ def test_more_or_fewer_ranks_go_on_with_the_same_run(told: Told, name: str) -> N
 
 def test_what_was_scored_when_the_budget_stopped_is_everybodys(told: Told) -> None:
     """The step that goes on has the sequences it would have had, on as many ranks and on one."""
+    found = checkpoint.newest(told.folder / "saved-2" / "stopped")
+    assert found is not None
+    assert found[1]["method"]["rho_loss"]["parts"], "or this tests nothing"
     straight = told.ranks[0]["stopped"]
     first = straight["steps"][straight["saved_after"]]
     assert told.ranks[0]["from 2 stopped"]["steps"][0] == first
@@ -127,7 +134,7 @@ def test_what_was_scored_when_the_budget_stopped_is_everybodys(told: Told) -> No
 # ---- priced ----
 
 
-@pytest.mark.parametrize("name", [name for name, case in GRID.items() if case.priced])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.priced])
 def test_under_prices_every_rank_stops_at_the_same_step(told: Told, name: str) -> None:
     """A pass costs what it costs one device, so two come farther than one; sequences that fill up are paid too."""
     first, second = (rank[name] for rank in told.ranks)
