@@ -70,10 +70,11 @@ def command(argv: list[str]) -> None:
             raise UserError("source=<what data= takes> is missing: source=local data.path=<your text>, say")
         config = compose(composed)
         from cramming.data.converting.plan import Plan
-        from cramming.data.converting.writing import write_plan
+        from cramming.data.converting.writing import refuse_occupied, write_plan
 
         assert options.out is not None, "checked before"
         data_dir = Path(config.data_dir)
+        refuse_occupied(options.splits, options.out, data_dir)
         said = write_plan(Plan(config.data, options, data_dir, progress), options.out, data_dir, progress)
     print("\n".join(said))
 

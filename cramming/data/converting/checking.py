@@ -48,7 +48,7 @@ def _check_shard(index: ShardIndex, shard: Shard, folder: Path, work: Path) -> N
     path = folder / shard.file.name
     check_file(path, shard.file)
     if shard.compression is not None:
-        raw = work / "raw"
+        raw = work / Path(shard.raw.name).name
         decompressed(shard, path, raw)
         check_file(raw, shard.raw)
         path = raw

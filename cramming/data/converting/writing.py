@@ -1,5 +1,6 @@
 """Writing the splits of a plan: shard by shard, the index last, and after a kill from the last whole shard on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cramming.data.converting.options import SPLITS
@@ -8,8 +9,21 @@ from cramming.data.converting.target import Journal, Target, Written
 from cramming.data.lock import locked
 from cramming.errors import UserError
 from cramming.progress import ProgressSink
-from cramming.remote import join
+from cramming.remote import join, shown
 from cramming.text import quantity
+
+
+def refuse_occupied(splits: Sequence[str], out: str, data_dir: Path) -> None:
+    """Refuse to write where something else is than what was written of these splits so far: before any work.
+
+    Raises:
+        UserError: ``out`` has one of them already, or cannot be looked into.
+    """
+    journal = Journal(data_dir, out)
+    for name in splits:
+        target = Target(join(out, name))
+        if journal.split(name) is None and target.sizes():
+            raise UserError(f"{target} has files already; delete it, or choose another out")
 
 
 def write_plan(plan: Plan, out: str, data_dir: Path, progress: ProgressSink) -> list[str]:
@@ -21,11 +35,12 @@ def write_plan(plan: Plan, out: str, data_dir: Path, progress: ProgressSink) -> 
     data_dir.mkdir(parents=True, exist_ok=True)
     path = Journal(data_dir, out).path
     with locked(path, progress):
+        refuse_occupied([split.name for split in plan.splits], out, data_dir)
         journal = Journal(data_dir, out)  # as whoever held the lock left it
         targets = {split.name: Target(join(out, split.name)) for split in plan.splits}
         _check_others(plan, out)
         for split in plan.splits:
-            _check_free(split, targets[split.name], journal)
+            _check_begun(split, targets[split.name], journal)
         said = [_write(split, targets[split.name], journal, progress) for split in plan.splits]
         journal.close()
     return said
@@ -40,18 +55,16 @@ def _check_others(plan: Plan, out: str) -> None:
         if validation not in kinds and Target(join(out, name)).sizes():
             asked = ", ".join([*(split.name for split in plan.splits), name])
             raise UserError(
-                f"out={out} has the split {name}, made of the same documents; convert both with one command, "
+                f"out={shown(out)} has the split {name}, made of the same documents; convert both with one command, "
                 f"splits=[{asked}], to another out, so that none is in both"
             )
 
 
-def _check_free(split: PlannedSplit, target: Target, journal: Journal) -> None:
-    """Refuse to write where something else is; see that what was written is still there."""
+def _check_begun(split: PlannedSplit, target: Target, journal: Journal) -> None:
+    """What was begun is the same, and what was written of it is still there; what is not will be written again."""
     there, written = target.sizes(), journal.split(split.name)
-    if not there and (written is None or written.identity != split.identity):
+    if written is None or (not there and written.identity != split.identity):
         return
-    if written is None:
-        raise UserError(f"{target} has files already; delete it, or choose another out")
     if written.identity != split.identity:
         raise UserError(
             f"{target} was begun with other text or other options; give those again to go on, delete it to start "
