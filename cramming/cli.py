@@ -21,7 +21,7 @@ from cramming import registry
 from cramming.composition import Tree, dotted_keys, explain
 from cramming.config import CHOSEN, PretrainConfig, check_name, register_schemas, typed
 from cramming.errors import RankFailed, UserError
-from cramming.parallel.environment import launched, one_speaks
+from cramming.parallel.environment import NotMetError, launched, one_speaks
 from cramming.suggest import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "config"
@@ -85,7 +85,7 @@ def run_command(command: Callable[[], None], *, ranks: bool = False) -> NoReturn
         code = 0
     except UserError as error:
         if together:
-            _end_ranks(f"error: {error}", 2)
+            _end_ranks(f"error: {error}", 2, met=not isinstance(error, NotMetError))
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except RankFailed as failed:
@@ -106,10 +106,10 @@ def run_command(command: Callable[[], None], *, ranks: bool = False) -> NoReturn
     sys.exit(code)
 
 
-def _end_ranks(line: str, code: int, asks: bool = False) -> NoReturn:
+def _end_ranks(line: str, code: int, *, asks: bool = False, met: bool = True) -> NoReturn:
     from cramming.parallel.watch import end  # needs torch
 
-    end(line, code, asks=asks)
+    end(line, code, asks=asks, met=met)
 
 
 def pretraining(job: Callable[[PretrainConfig], None], argv: Sequence[str]) -> None:

@@ -11,6 +11,10 @@ SILENT_S = "CRAMMING_SILENT_S"  # after how long a rank of another machine that 
 RANKS = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # for ranks; read when torch is imported
 
 
+class NotMetError(UserError):
+    """The other ranks cannot be met, and so cannot be told either."""
+
+
 @dataclass(frozen=True)
 class Launched:
     """A process among those that torchrun started; rank 0 of 1 where it was started alone.
@@ -52,14 +56,14 @@ def meeting_place(ranks: Launched) -> tuple[str, int]:
     """
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
-        raise UserError(
+        raise NotMetError(
             f"WORLD_SIZE={ranks.world} is set, but {', '.join(missing)} is not: use torchrun, or unset WORLD_SIZE"
         )
     port = os.environ["MASTER_PORT"]
     if not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"MASTER_PORT={port} is no port: give a number from 1 to 65535")
+        raise NotMetError(f"MASTER_PORT={port} is no port: give a number from 1 to 65535")
     if ranks.rank >= ranks.world:
-        raise UserError(f"RANK={ranks.rank} of WORLD_SIZE={ranks.world}: ranks are numbered from 0")
+        raise NotMetError(f"RANK={ranks.rank} of WORLD_SIZE={ranks.world}: ranks are numbered from 0")
     return os.environ["MASTER_ADDR"], int(port)
 
 

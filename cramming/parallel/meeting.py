@@ -19,8 +19,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from cramming.errors import UserError
-from cramming.parallel.environment import MEET_S, Launched, meeting_place, seconds
+from cramming.parallel.environment import MEET_S, Launched, NotMetError, meeting_place, seconds
 
 _ATTEMPT = "cramming/attempt"
 _MEET_S = 300.0  # machines of one job may come minutes apart
@@ -35,7 +34,7 @@ class Meeting:
         wait_s: how long to wait for the others; None: as the environment says, else five minutes.
 
     Raises:
-        UserError: nobody answers at that address, or the main rank does not come.
+        NotMetError: nobody answers at that address, or the main rank does not come.
     """
 
     def __init__(self, ranks: Launched, wait_s: float | None = None) -> None:
@@ -57,7 +56,7 @@ class Meeting:
         """Wait until all ranks are there.
 
         Raises:
-            UserError: which are not.
+            NotMetError: which are not.
         """
         # The main rank, which knows who is missing, gives up first.
         deadline = time.monotonic() + self._wait_s + (0 if self.ranks.main else 60)
@@ -103,7 +102,7 @@ class Meeting:
             return TCPStore(host, port, None, hosts, limit, wait_for_workers=False)
         except (RuntimeError, ValueError) as error:
             what = "cannot be used as the meeting place of ranks" if hosts else "does not answer as torchrun's store"
-            raise UserError(f"{host}:{port} {what}: {str(error).splitlines()[0]}") from error
+            raise NotMetError(f"{host}:{port} {what}: {str(error).splitlines()[0]}") from error
 
     def _knock(self, host: str, port: int, deadline: float) -> None:
         """Wait until someone listens there; a name may become known late, as in a cluster that is starting."""
@@ -113,7 +112,7 @@ class Meeting:
                 return
             except OSError as error:
                 if time.monotonic() >= deadline:
-                    raise UserError(
+                    raise NotMetError(
                         f"rank {self.ranks.rank} cannot reach the ranks' meeting place {host}:{port} "
                         f"within {self._wait_s:g} s ({_reason(error)}): check --master-addr and --master-port, that "
                         f"this machine may connect there, and that node 0 was started; {MEET_S}= waits longer"
@@ -138,7 +137,7 @@ class Meeting:
                 if (alive or store.check([ENDED])) and self._takes(store):
                     return store
             time.sleep(0.1)
-        raise UserError(
+        raise NotMetError(
             f"rank {self.ranks.rank} waited {self._wait_s:g} s at {self.address}, and rank 0 did not come: "
             f"was node 0 started? {MEET_S}= waits longer"
         )
@@ -160,7 +159,7 @@ class Meeting:
     def _give_up(self) -> None:
         missing = [rank for rank in range(self.ranks.world) if not self.store.check([f"rank/{rank}"])]
         said = ", ".join(map(str, missing[:8])) + (", ..." if missing[8:] else "")
-        raise UserError(
+        raise NotMetError(
             f"{self.ranks.world - len(missing)} of {self.ranks.world} ranks came to {self.address} within "
             f"{self._wait_s:g} s; missing: {said}. Were all nodes started, with the same --nnodes and "
             f"--nproc-per-node? {MEET_S}= waits longer"

@@ -120,8 +120,9 @@ class Watch(threading.Thread):
         self._beats += 1
         self._store.set(f"beat/{self._ranks.rank}", str(self._beats))
         if self._store.check([ENDED]):
-            self._store.add("heard", 1)
-            self._go_with(self._store.get(ENDED))
+            verdict = self._store.get(ENDED)
+            self._store.add("heard", 1)  # from here on the store may go
+            self._go_with(verdict)
         if self._near is None or self._far is None:
             return
         limit = self._silent_looks * (_SUSPECTED if self._suspects else 1)
@@ -187,17 +188,20 @@ def begin(meeting: Meeting) -> Watch:
     return watch
 
 
-def end(line: str, code: int, *, asks: bool = False) -> NoReturn:
+def end(line: str, code: int, *, asks: bool = False, met: bool = True) -> NoReturn:
     """End all ranks with an exit code; the first that fails says its line, the others nothing.
 
     Args:
         line: what is wrong, for standard error.
         code: of all ranks.
         asks: a collective failed, for which another rank may have the reason: it is given time to be found.
+        met: whether there is a place at which the others can be told; else one rank of each machine speaks.
     """
-    watch = _WATCHES[0] if _WATCHES else _summoned(launched())
+    watch = _WATCHES[0] if _WATCHES else _summoned(launched()) if met else None
     if watch is None:
-        _farewell(line, said=launched().local_rank == 0)
+        speaks = launched().local_rank == 0
+        _farewell(line, speaks)
+        time.sleep(0 if speaks else _HEARD_S)  # torchrun ends the others with the first
         os._exit(code)
     if asks:
         watch.ask()
