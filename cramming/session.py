@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cramming import allocator, checkpoint, faults, folder, resolve
-from cramming.build import Parts, build_method, build_run, check_accounts, fast_ways, split_of
+from cramming import checkpoint, faults, folder, resolve
+from cramming.build import Parts, build_method, build_run, check_accounts, split_of
 from cramming.config import PretrainConfig
 from cramming.data.preparation import prepare
 from cramming.evaluation.probes import during as probes
@@ -26,7 +26,6 @@ from cramming.parallel.agreement import statement
 from cramming.parallel.launch import idle, launch, processes
 from cramming.parallel.ranks import Ranks, agree, here, joined
 from cramming.peak import peak_flops_per_s
-from cramming.plain import described
 from cramming.profiling.profile import profile_of
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
@@ -40,6 +39,7 @@ from cramming.recording.summary import summary_table, write_summary
 from cramming.recording.trackers import build_trackers
 from cramming.saving import mirror as mirrors
 from cramming.saving.saver import Saver
+from cramming.summing_up import summary_of
 from cramming.train import Run, train
 from cramming.validation import validate
 
@@ -270,48 +270,18 @@ class Session:
             self._write_row(self._validated())
         self.save([hour for hour in self.impl.keep_at_h if hour * self.unit_s == run.clock.spent_s])
         self._saver.wait()
+        reading = here().said_by_each(run.stream.store.about_reading())
         if not here().main:
             return {}
-        validation = run.notes["validations"].get(str(run.step)) or {}
-        profile = self._profile.finish()
         rows = metrics.read(self.run_dir / "metrics.jsonl")
         unit: Any = "steps" if self.unit_s == 1 else "s"
-        tokens = run.notes["tokens"]
+        profile = self._profile.finish()
         summary = {
-            "name": run.config.name,
+            **summary_of(run, self.resolved, rows, unit, reading),
             "end_reason": reason,
-            "steps": run.step,
-            "unit": unit,
-            "budget_s": run.clock.budget_s,
-            "spent_s": run.clock.spent_s,
-            "ranks": here().world,
-            "device_hours": here().world * run.clock.spent_s / 3600 if unit == "s" else None,
-            "wall_s": run.notes["elapsed_s"],
-            "train_wall_s": run.notes["train_wall_s"],
-            "ledger": run.clock.ledger,
-            "work": run.clock.counts,
-            "sequences": run.notes["sequences"],
-            "tokens": tokens,
-            "tokens_per_s": tokens / run.notes["train_wall_s"] if run.notes["train_wall_s"] else None,
-            "loss": next((row["loss"] for row in reversed(rows) if row.get("loss") is not None), None),
-            "validation_loss": validation.get("loss"),
-            "validation_accuracy": validation.get("accuracy"),
-            "validation_sequences": validation.get("sequences"),
-            "skipped_steps": run.engine.skipped_steps,
             **{key: self.about[key] for key in ("data_fingerprint", "tokenizer_sha256")},
-            "cost_table": run.config.rst.kind,
-            "free": sorted(run.clock.free),
-            **run.method.about(),
             **({"init_from": self.initial} if self.initial else {}),
             **({"profile": profile} if profile else {}),
-            "fast_paths": {
-                **resolve.described(self.resolved, run.model),
-                "cuda_graphs": run.engine.cuda_graphs,
-                "allocator": allocator.in_use(),
-                "gradient_checkpointing": run.model.gradient_checkpointing,
-                **described(fast_ways(run.engine), self.resolved.plain),
-                **run.model.fast_paths(run.stream.store.seq_length),
-            },
             "git_revision": git_revision(),
             "environment": environment(device),
         }

@@ -78,9 +78,9 @@ def summary_table(summary: Mapping[str, Any], ascii_only: bool | None = None) ->
         summary: what ``write_summary`` takes. Optional keys are shown where present: ``name``, ``end_reason``, ``unit``
             (``steps`` when the clock counts steps), ``loss``, ``validation_accuracy``, ``tokens``, ``tokens_per_s``,
             ``mfu``, ``profile`` (its ``verdict``), ``free`` (accounts), ``ranks`` and ``device_hours`` (of all ranks
-            together; where there are several), ``work`` (by account: prices of others are in no prediction), and
-            ``train_wall_s``: wall seconds of the charged work alone, without validation and saving, which is compared
-            instead of ``wall_s``.
+            together; where there are several), ``data_stalls`` (what a corpus that is streamed made steps wait),
+            ``work`` (by account: prices of others are in no prediction), and ``train_wall_s``: wall seconds of the
+            charged work alone, without validation and saving, which is compared instead of ``wall_s``.
         ascii_only: draw without line characters; by default when standard output could not print them.
     """
     if ascii_only is None:
@@ -139,6 +139,9 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     done = summary.get("work") or ledger  # a price that was known already is no work of this run
     if unit == "s" and ledger:
         lines.append(_prediction(sum(value for account, value in ledger.items() if account in done), summary))
+    if stalls := summary.get("data_stalls"):
+        waited = f"{duration(stalls['stalled_s'])} in {stalls['stalled_steps']:,} steps"
+        lines.append(("waited for data", waited if stalls["stalled_steps"] else "never"))
     lines.append(("wall time", duration(summary["wall_s"])))
     return lines
 
