@@ -5,16 +5,19 @@ A process that others meet knows cases by name, so that nothing of them has to t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from memory import PassCost
 from settings import ACTIVE
 from whole_runs import METHODS, OPTIMIZERS, SEQUENCES, active, optimizer_for, run_with
 
+from cramming.costs import WallClockConfig
 from cramming.method import Method
 from cramming.train import Run
 from efficient_training.layer_dropping import LayerDropping
 from efficient_training.length_warmup import LengthWarmup
 from efficient_training.selective_backprop import SelectiveBackprop
+from rst.clock import CostModel
 from rst.costs import StepsCost
 
 STEPS = 30
@@ -23,6 +26,15 @@ STEPS = 30
 def growing(progress: float) -> int:
     """3 sequences at first, 8 in the end: most of them no multiple of 2 or 4."""
     return 3 + int(5.5 * progress)
+
+
+def wall_clock() -> CostModel:
+    """The time that passes, as ``rst=wallclock`` has it."""
+    return WallClockConfig().build(SimpleNamespace(synchronize=None))  # type: ignore[arg-type]
+
+
+PRICES: dict[str, Callable[[], CostModel]] = {"": StepsCost, "list": PassCost, "wall": wall_clock}
+BUDGETS = {"": STEPS, "list": STEPS * 3 * SEQUENCES * 3 / 2, "wall": 0.5}
 
 
 # Settings at which a method acts on 30 steps of batches that ranks share out.
@@ -43,7 +55,7 @@ class Case:
         layout: of the store; ``separate`` is packed, with documents kept apart.
         grows: batches have from 3 to 8 sequences, not always 8.
         microbatch_size: sequences in a pass.
-        priced: the clock charges every pass, not steps.
+        priced: the clock charges every pass, not steps: by a price list, or (``wall``) by the time it takes.
     """
 
     methods: tuple[str, ...] = ()
@@ -51,7 +63,7 @@ class Case:
     layout: str = "packed"
     grows: bool = False
     microbatch_size: int = 2
-    priced: bool = False
+    priced: str = ""
 
     def run(self) -> Run:
         """At its beginning."""
@@ -64,8 +76,8 @@ class Case:
             optimizer=self.optimizer or optimizer_for(*methods),
             layout="packed" if self.layout == "separate" else self.layout,
             separate_documents=self.layout == "separate",
-            budget=STEPS * 3 * SEQUENCES * 3 / 2 if self.priced else STEPS,
-            costs=PassCost() if self.priced else StepsCost(),
+            budget=BUDGETS[self.priced],
+            costs=PRICES[self.priced](),
             microbatch_size=self.microbatch_size,
             batch_size=growing if self.grows else lambda progress: SEQUENCES,
         )
@@ -85,9 +97,10 @@ CASES: dict[str, Case] = {
     "growing_chain": Case(("layer_dropping", "token_dropping", "selective_backprop"), layout="document", grows=True),
     "unfolding": Case(("unfolding", "token_dropping")),
     "waiting": Case(("progressive_batching", "rho_loss"), grows=True),
-    "priced": Case(("selective_backprop", "layer_dropping"), priced=True),
-    "priced_documents": Case(("rho_loss", "token_dropping"), layout="document", priced=True, grows=True),
-    "stopped": Case(("rho_loss",), priced=True),
+    "priced": Case(("selective_backprop", "layer_dropping"), priced="list"),
+    "priced_documents": Case(("rho_loss", "token_dropping"), layout="document", priced="list", grows=True),
+    "stopped": Case(("rho_loss",), priced="list"),
+    "wall": Case(priced="wall"),
 }
 GRID: dict[str, Case] = {
     **CASES,

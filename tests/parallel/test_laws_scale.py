@@ -1,0 +1,60 @@
+"""The laws of ``test_laws.py`` on more cases and more ranks: every method in every layout, every optimizer, 1, 2 and 4."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.cases import GRID
+from tests.parallel.comparing import assert_equal, assert_same_run
+from tests.parallel.laws import Job, Outcome, together
+
+pytestmark = pytest.mark.scale
+UNPRICED = [name for name, case in GRID.items() if not case.priced]
+RESUMED = ("baseline", "chain", "waiting", "growing_chain", "hutchinson")
+
+
+@dataclass(frozen=True)
+class Told:
+    """By the number of ranks: what each saw, and where their weights are."""
+
+    ranks: dict[int, list[dict[str, Outcome]]]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """All runs: 2 and 4 processes, started once each; saved by 2, taken up by 4 and 1."""
+    folder = tmp_path_factory.mktemp("laws")
+    found: dict[int, list[dict[str, Outcome]]] = {}
+    saved = {name: folder / "saved" / name for name in RESUMED}
+    resumed = [Job(name, f"resumed {name}", resume=saved[name]) for name in RESUMED]
+    for world in (2, 4, 1):
+        names = UNPRICED if world == 1 else GRID
+        jobs = [Job(name, name, save=saved.get(name) if world == 2 else None) for name in names]
+        found[world] = together(world, jobs + (resumed if world != 2 else []), folder / str(world))
+    return Told(found, folder)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", UNPRICED)
+def test_ranks_train_the_run_that_one_trains(told: Told, name: str, world: int) -> None:
+    alone, first = told.ranks[1][0], told.ranks[world][0]
+    assert_equal(name, alone[name], first[name], told.folder / "1", told.folder / str(world))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", GRID)
+def test_ranks_are_equal_to_the_last_bit(told: Told, name: str, world: int) -> None:
+    first, *others = (rank[name] for rank in told.ranks[world])
+    assert all(other == first for other in others)
+    assert first["untouched"]
+    assert first["step"] > 0
+
+
+@pytest.mark.parametrize("world", [1, 4])
+@pytest.mark.parametrize("name", RESUMED)
+def test_others_go_on_with_what_two_saved(told: Told, name: str, world: int) -> None:
+    straight, resumed = told.ranks[2][0][name], told.ranks[world][0][f"resumed {name}"]
+    norm = {"norm": 1e-3} if name == "hutchinson" else {}
+    assert_same_run(straight, resumed, begins=straight["saved_after"], **norm)
