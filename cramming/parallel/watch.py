@@ -100,13 +100,14 @@ class Watch(threading.Thread):
 
     def end(self, line: str, code: int) -> NoReturn:
         """End all ranks: whoever comes first says why."""
+        self._stopped.set()  # this rank need not hear of it
         mine = json.dumps({"rank": self._ranks.rank, "line": line, "code": code})
         try:
             first = self._store.compare_set(ENDED, "", mine)
         except RuntimeError:
             self._go(line, code, said=self._alone())
         if first != mine.encode():
-            self._go_with(first)
+            self._hear(first)
         _farewell(line, said=True)
         end = time.monotonic() + _HEARD_S
         try:
@@ -119,10 +120,8 @@ class Watch(threading.Thread):
     def _look(self) -> None:
         self._beats += 1
         self._store.set(f"beat/{self._ranks.rank}", str(self._beats))
-        if self._store.check([ENDED]):
-            verdict = self._store.get(ENDED)
-            self._store.add("heard", 1)  # from here on the store may go
-            self._go_with(verdict)
+        if self._store.check([ENDED]) and not self._stopped.is_set():
+            self._hear(self._store.get(ENDED))
         if self._near is None or self._far is None:
             return
         limit = self._silent_looks * (_SUSPECTED if self._suspects else 1)
@@ -139,9 +138,13 @@ class Watch(threading.Thread):
         """Whether this rank speaks where ranks can no longer agree on one: once for each machine."""
         return self._ranks.local_rank == 0
 
-    def _go_with(self, verdict: bytes) -> NoReturn:
+    def _hear(self, verdict: bytes) -> NoReturn:
         """End as another rank has said."""
         words: dict[str, Any] = json.loads(verdict)
+        try:
+            self._store.add("heard", 1)  # from here on the store may go
+        except RuntimeError:
+            pass  # it has gone
         self._go(words["line"], words["code"], said=False)
 
     def _go(self, line: str, code: int, *, said: bool) -> NoReturn:
