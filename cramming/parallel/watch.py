@@ -20,6 +20,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,10 +142,8 @@ class Watch(threading.Thread):
     def _hear(self, verdict: bytes) -> NoReturn:
         """End as another rank has said."""
         words: dict[str, Any] = json.loads(verdict)
-        try:
-            self._store.add("heard", 1)  # from here on the store may go
-        except RuntimeError:
-            pass  # it has gone
+        with suppress(RuntimeError):  # the store may have gone
+            self._store.add("heard", 1)  # from here on it may go
         self._go(words["line"], words["code"], said=False)
 
     def _go(self, line: str, code: int, *, said: bool) -> NoReturn:
