@@ -45,7 +45,7 @@ def held(run_dir: Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process trains this run.
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be made, or not be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,10 @@ def held(run_dir: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise BusyError(f"{BUSY} {run_dir}; wait for it to end, or choose another name") from None
+    except OSError as error:
+        raise UserError(
+            f"the run's folder {run_dir} cannot be written ({error.strerror or error}): set base_dir to another folder"
+        ) from error
     try:
         yield
     finally:
