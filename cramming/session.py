@@ -119,11 +119,12 @@ class Session:
         self.resolved = resolved
         self.impl = run.config.impl
         self.unit_s = run.config.rst.unit_s
-        self.initial = initializing.recorded(run_dir)  # None: its first weights were drawn
+        self.initial = here().told(initializing.recorded(run_dir))  # None: its first weights were drawn
         self.about = about(run) | ({"init_from": self.initial} if self.initial else {})
         run.notes = {
             "elapsed_s": 0.0,  # wall seconds in all, over every process that worked on the run
             "train_wall_s": 0.0,  # of them, in steps
+            "device_s": here().world * run.clock.spent_s,  # paid by all ranks, whose number may change on the way
             "sequences": 0,  # trained on
             "tokens": 0,  # in them
             "losses": [0.0, 0],  # sum and number of steps since the last row
@@ -137,6 +138,8 @@ class Session:
         self._started_s = time.monotonic() - run.notes["elapsed_s"]
         self._step_began_s = time.monotonic()
         self._spent_s, self._step = run.clock.spent_s, run.step
+        run.notes.setdefault("device_s", run.clock.spent_s)  # saved before there were several ranks
+        self._shared_s = run.clock.spent_s  # what of it is in there
         self._counted = run.engine.trained
         self._signals = Signals()
 
@@ -228,8 +231,11 @@ class Session:
         run = self.run
         with self._pace.paused():
             run.notes["elapsed_s"] = time.monotonic() - self._started_s
+            run.notes["device_s"] += here().world * (run.clock.spent_s - self._shared_s)
+            self._shared_s = run.clock.spent_s
             self._metrics.sync()
             about = {**self.about, "spent_s": run.clock.spent_s, "elapsed_s": run.notes["elapsed_s"]}
+            about["device_hours"] = run.notes["device_s"] / 3600 if self.unit_s != 1 else None
             self._saver.save(about, marks)
 
     def _resume(self) -> None:
