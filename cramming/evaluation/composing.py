@@ -94,7 +94,7 @@ def _cluster(words: Sequence[str], config_dir: str | None) -> Cluster | None:
     """The cluster that ``hydra/launcher=`` and its fields name.
 
     Raises:
-        UserError: one that cannot be used from here.
+        UserError: a field that cannot be used.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

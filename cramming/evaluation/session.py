@@ -65,6 +65,8 @@ def scored(call: Asked) -> Scored:
         UserError: what cannot be used, before any job.
     """
     config, notes = call.config, list[str]()
+    if call.cluster is not None:
+        call.cluster.check()
     tasks = plan.tasks_needed(config, notes)
     subject = subject_of(config)
     settings = plan.settings_of(config.eval, tasks.values(), partial(longest, subject.weights), call.typed, notes)

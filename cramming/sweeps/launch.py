@@ -51,7 +51,7 @@ class Launch:
         cluster: where jobs run; None: on this machine.
 
     Raises:
-        UserError: a launcher that cannot be used here.
+        UserError: a launcher whose fields cannot be used.
     """
 
     def __init__(self, words: Sequence[str], found_in: Sequence[str] = ()) -> None:
@@ -90,8 +90,15 @@ class Launch:
             return Job(name, tuple(words), None, str(error))
 
     def beside(self, total: int) -> AbstractContextManager[object]:
-        """Around all that a sweep of ``total`` jobs runs."""
-        return self.cluster or sharing(min(self.at_once, max(1, total)))
+        """Around all that a sweep of ``total`` jobs runs.
+
+        Raises:
+            UserError: a launcher that cannot be used from here; what it would cost can be said everywhere.
+        """
+        if self.cluster is not None:
+            self.cluster.check()
+            return self.cluster
+        return sharing(min(self.at_once, max(1, total)))
 
     @property
     def folder(self) -> Path:

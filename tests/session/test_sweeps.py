@@ -20,7 +20,7 @@ from cramming.cli import compose, load_schemas, pretraining
 from cramming.config import PretrainConfig, check_name
 from cramming.errors import UserError
 from cramming.sweeps import beside, measuring
-from cramming.sweeps import sweep as sweeping
+from cramming.sweeps import launch as launch_module
 from cramming.sweeps.jobs import expand
 from cramming.sweeps.launch import Launch, launching
 from cramming.sweeps.outcomes import finished
@@ -181,7 +181,7 @@ def test_prices_are_measured_before_jobs_run_beside_each_other(tmp_path: Path, m
     job = Pretended(before=lambda calls: order.append(f"job, refresh={calls}"))
     monkeypatch.setattr(Launch, "at_once", 2)
     monkeypatch.setattr(Launch, "beside", lambda self, total: beside.sharing(1))
-    monkeypatch.setattr(sweeping, "measure_first", lambda configs: order.append([c.name for c in configs]))
+    monkeypatch.setattr(launch_module, "measure_first", lambda configs: order.append([c.name for c in configs]))
     pretraining(job, ["-m", "name=s", f"base_dir={tmp_path}", *WORDS, "seed=0,1"])
     assert order == [["s-seed=0", "s-seed=1"], "job, refresh=0", "job, refresh=1"]
     with pytest.raises(UserError, match="rst=wallclock pays for the time that passes"):
@@ -191,7 +191,9 @@ def test_prices_are_measured_before_jobs_run_beside_each_other(tmp_path: Path, m
 def test_a_refreshed_table_is_measured_once_for_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tables in one sweep would price its runs differently."""
     measured: list[list[str]] = []
-    monkeypatch.setattr(sweeping, "measure_first", lambda configs: measured.append([c.rst.refresh for c in configs]))
+    monkeypatch.setattr(
+        launch_module, "measure_first", lambda configs: measured.append([c.rst.refresh for c in configs])
+    )
     job = Pretended()
     words = ["-m", "name=s", f"base_dir={tmp_path}", *WORDS, "seed=0,1", "rst=calibrate", "budget=5s"]
     pretraining(job, [*words, "rst.refresh=true"])
