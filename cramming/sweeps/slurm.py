@@ -73,7 +73,7 @@ class Slurm(Cluster):
             if getattr(self, key) < 1:
                 raise UserError(f"hydra.launcher.{key}={getattr(self, key)} must be 1 or more")
         if find_spec("submitit") is None:
-            raise UserError("hydra/launcher=slurm needs submitit: pip install 'budget-bert[slurm]'")
+            raise UserError("hydra/launcher=slurm needs submitit: pip install 'budget-bert[cluster]'")
         missing = [program for program in ("sbatch", "srun", "sacct") if shutil.which(program) is None]
         if self.cluster == "slurm" and missing:
             raise UserError(
