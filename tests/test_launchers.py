@@ -67,8 +67,8 @@ def test_every_launcher_composes_and_says_what_it_is(name: str, root: str) -> No
 @pytest.mark.parametrize(
     ("module", "name", "said"),
     [
-        ("submitit", "slurm", "pip install 'budget-bert[slurm]'"),
-        ("ray", "ray", "pip install 'budget-bert[ray]'"),
+        ("submitit", "slurm", "pip install 'budget-bert[cluster]'"),
+        ("ray", "ray", "pip install 'budget-bert[cluster]'"),
     ],
 )
 def test_a_missing_package_is_one_line(

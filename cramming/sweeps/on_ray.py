@@ -52,7 +52,7 @@ class OnRay(Cluster):
             if getattr(self, key) < 1:
                 raise UserError(f"hydra.launcher.{key}={getattr(self, key)} must be 1 or more")
         if find_spec("ray") is None:
-            raise UserError("hydra/launcher=ray needs Ray: pip install 'budget-bert[ray]'")
+            raise UserError("hydra/launcher=ray needs Ray: pip install 'budget-bert[cluster]'")
 
     def __enter__(self) -> "OnRay":
         import ray
