@@ -24,7 +24,7 @@ from cramming.interruption import Interrupted
 from cramming.parallel import agreement
 from cramming.parallel.environment import Launched, launched
 from cramming.parallel.meeting import Meeting
-from cramming.parallel.watch import Watch, begin
+from cramming.parallel.watch import Watch, begin, patient
 
 _TIMEOUT = timedelta(minutes=30)  # of one operation; ranks that died are found much sooner (``watch.py``)
 
@@ -157,7 +157,7 @@ def joined(said: Callable[[], dict[str, Any]] = dict) -> Iterator[Ranks]:
     store = PrefixStore("torch", meeting.store)
     dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=_TIMEOUT)
     _MEETINGS[:] = [meeting]
-    with standing_for(ranks):
+    with patient(), standing_for(ranks):
         try:
             yield ranks
         except Interrupted:  # all of them are, after the same step

@@ -17,11 +17,14 @@ before the first sees it):
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from torch.distributed import Store
@@ -38,6 +41,7 @@ _LOOK_S = 1.0
 _GATHERING_S = 0.2  # before all are there: others wait to see a sign of life
 _SILENT_S = 120.0
 _SUSPECTED = 1 / 5  # share of it where a collective has failed
+_VERDICT_S = 5.0  # after SIGTERM, for the same
 _HEARD_S = 3.0  # the first to fail waits so long for the others to hear of it
 
 
@@ -177,6 +181,20 @@ class Neighbour:
         self._beat = beat
         self._looks = self._looks + 1 if silent else 0
         return self._looks
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """SIGTERM ends this process a little later: torchrun sends it to all when a rank has died, which is to be said."""
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(_VERDICT_S, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()
+
+    before = signal.signal(signal.SIGTERM, asked)
+    yield
+    signal.signal(signal.SIGTERM, before)  # not behind an error, which ``end`` is going to say
 
 
 _WATCHES: list[Watch] = []
