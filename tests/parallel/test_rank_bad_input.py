@@ -13,6 +13,7 @@ import torch
 from cramming.cli import run_command
 from cramming.config import ImplConfig
 from cramming.errors import UserError
+from cramming.folder import held
 from cramming.parallel import dividing, launch
 from cramming.parallel.environment import Launched, meeting_place, seconds
 from cramming.parallel.ranks import Ranks, _device
@@ -116,6 +117,15 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         _device(Ranks(0, 4, 0, 4))
     with pytest.raises(UserError, match=r"impl.devices=3: this machine has 2 GPUs"):
         launch.processes(3)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".lock").mkdir(parents=True)  # root may write anywhere else
+    with (
+        pytest.raises(UserError, match=r"the run's folder .*run cannot be written .*: set base_dir"),
+        held(tmp_path / "run"),
+    ):
+        pass
 
 
 def test_devices_among_ranks_and_beside_other_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
