@@ -33,7 +33,7 @@ def summary_of(
         "budget_s": run.clock.budget_s,
         "spent_s": run.clock.spent_s,
         "ranks": world,
-        "device_hours": world * run.clock.spent_s / 3600 if unit == "s" else None,
+        "device_hours": run.notes["device_s"] / 3600 if unit == "s" else None,
         "wall_s": run.notes["elapsed_s"],
         "train_wall_s": run.notes["train_wall_s"],
         "ledger": run.clock.ledger,
