@@ -34,6 +34,7 @@ from cramming.parallel import dividing
 from cramming.parallel.environment import launched
 from cramming.parallel.files import shared_files
 from cramming.parallel.ranks import here
+from cramming.parallel.spreading import share_out
 from cramming.plain import ALL, WAYS
 from cramming.precision import DTYPES
 from cramming.priced import calibrate_command, flops_of, probes, target_of
@@ -77,6 +78,7 @@ class Parts:
         model.compute_plainly(resolved.plain)
         # What was settled by name may be another backend than the one asked for: it is not looked for again.
         self._kernels(model, resolved, resolved.kernels if resolved.kernel_backends is None else backends.AUTO)
+        share_out(model, resolved.precision, resolved.parallel)
         return Engine(
             model,
             for_model(train.optim, model, fused="fused_optimizer" not in resolved.plain),

@@ -20,7 +20,8 @@ from cramming.method import Forward
 from cramming.model import Model
 from cramming.out_of_memory import is_out_of_memory, largest_halving
 from cramming.parallel.ranks import here
-from cramming.parallel.spreading import spread, whole
+from cramming.parallel.spreading import spread
+from cramming.parallel.tensors import whole
 from cramming.precision import DTYPES, LossScale
 from cramming.profiling.phases import OPTIMIZER, UNWATCHED, Phases
 from rst.clock import Clock
@@ -75,7 +76,7 @@ class Engine:
         self.trained = 0  # sequences of passes charged to ``train``, of all ranks
         self._own_loss = torch.zeros_like(self._loss)  # this rank's part of a batch under way
         self.phases: Phases = UNWATCHED
-        self._copy = spread(model, optimizer, precision, parallel, once="cast_once" not in model.plain)
+        self._copy = spread(model, precision, parallel, once="cast_once" not in model.plain)
         self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
         self._blocks = Blocks(self._compute, precision, compile=compile, cuda_graphs=cuda_graphs)
@@ -281,6 +282,7 @@ class Engine:
         """
 
         def passes() -> None:
+            self._copy.begin(ends_group=True, ends_batch=True)
             before = self.model.active_layers
             self.model.active_layers = active_layers
             with torch.set_grad_enabled(kind != "forward"), self._blocks.one_pass():

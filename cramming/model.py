@@ -60,6 +60,11 @@ class Model(nn.Module):
         parameters = [id(parameter) for block in self.blocks for parameter in block.parameters()]
         return len(self.blocks) == self.layers and len(parameters) == len(set(parameters))
 
+    @property
+    def read_apart(self) -> tuple[nn.Module, ...]:
+        """Modules in blocks whose parameters are read before their block runs, which sharded training has to know."""
+        return ()
+
     def forward(self, batch: Batch, logits: bool = False) -> Tensor:
         """Cross entropy at the predicted positions, (B, P) float32; with ``logits`` the logits there, (B, P, V).
 

@@ -5,7 +5,7 @@ ones after every microbatch.
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -69,13 +69,7 @@ class WorkingCopy(Generic[M]):
 
     def refresh(self) -> None:
         """Bring the copy up to date if any weight was written since (by the optimizer, by a method)."""
-        if self.is_model:
-            return
-        versions = [p._version for p, _ in self.pairs]
-        if versions != self._versions:
-            with torch.no_grad():
-                torch._foreach_copy_([c for _, c in self.pairs], [p for p, _ in self.pairs])
-            self._versions = versions
+        self._bring_up_to_date(self.pairs)
 
     def written(self) -> None:
         """The weights are others now; fused optimizers write them without raising their version."""
@@ -99,6 +93,15 @@ class WorkingCopy(Generic[M]):
             torch._foreach_copy_([wide for wide, _ in first], [gradient for _, gradient in first])
         if not self._once:
             self._versions = []
+
+    def _bring_up_to_date(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        if self.is_model:
+            return
+        versions = [p._version for p, _ in pairs]
+        if versions != self._versions:
+            with torch.no_grad():
+                torch._foreach_copy_([c for _, c in pairs], [p for p, _ in pairs])
+            self._versions = versions
 
     def _memory(self, parameter: nn.Parameter) -> Tensor:
         """For a gradient, its values whatever they are."""

@@ -26,6 +26,7 @@ from torch import Tensor
 from cramming.batch import Batch
 from cramming.errors import UserError
 from cramming.method import Method, Step
+from cramming.parallel.tensors import whole
 from cramming.registry import register
 from cramming.suggest import nearest
 
@@ -167,10 +168,11 @@ class ProgressiveBatching(Method):
         g = torch.zeros_like(before) if gradient is None else gradient
         difference = g - before
         mean = self._mean[name] = before + difference / self._batches
-        inner, square, own = _dot(g, before), _dot(before, before), _dot(g, g)
+        dots = [_dot(*pair) for pair in ((difference, g - mean), (g, before), (before, before), (mean, mean), (g, g))]
+        added, inner, square, now, own = whole(torch.stack(dots)).unbind()
         known = ((square > 0) & (own > 0)).double()
         cosine = inner / (square * own).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.stack([_dot(difference, g - mean), inner, square, _dot(mean, mean), cosine * known, known])
+        return torch.stack([added, inner, square, now, cosine * known, known])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -171,6 +171,11 @@ class _M2(Encoder):
         return super().ways | {"kept_filters"}
 
     @property
+    def read_apart(self) -> tuple[nn.Module, ...]:
+        """Filters of all layers are made together."""
+        return tuple(block.mixer.filters for block in self._blocks)
+
+    @property
     def kernel_ops(self) -> tuple[str, ...]:  # type: ignore[override]
         ways = {"convolution": CONVOLUTION, "block_diagonal": FEEDFORWARD}
         there = {*self._blocks[0].mixer.ways, *self._blocks[0].feedforward.ways} - self.plain

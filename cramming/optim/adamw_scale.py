@@ -51,6 +51,8 @@ class AdamWScaleConfig(Adaptive):
         correct_bias: correct both means for their beginning.
     """
 
+    shards = True
+
     kind: str = "adamw_scale"
     lr: float = 2e-2
     weight_decay: float = 0.0

@@ -57,6 +57,7 @@ class AgdConfig(OptimConfig):
     """
 
     by_role = True
+    shards = True
 
     kind: str = "agd"
     lr: float = 1.0

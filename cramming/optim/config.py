@@ -26,6 +26,7 @@ class OptimConfig:
         weight_decay: strength of the decay; see each optimizer for what it multiplies.
         decay_norms: decay the weights of normalization layers too, as the earlier study did by accident.
         decay_biases: decay biases too, as systems do that give every parameter to one optimizer group.
+        shards: whether it works on parameters whose rows ranks share (``impl.parallel=fsdp``).
         needs_method: a method this optimizer cannot do without (a curvature estimate, say), appended to the run's
             with ``method_options()`` unless the run has it with options of its own.
 
@@ -40,6 +41,7 @@ class OptimConfig:
     decay_biases: bool = False
 
     needs_method: ClassVar[str | None] = None
+    shards: ClassVar[bool] = False
     by_role: ClassVar[bool] = False  # wants groups of one role each, see ``groups``
 
     def __post_init__(self) -> None:
@@ -113,6 +115,8 @@ class AdamW(Adaptive):
     Defaults: the earlier study's (https://arxiv.org/abs/2307.06440, after https://arxiv.org/abs/2212.14034).
     """
 
+    shards = True
+
     kind: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
@@ -133,6 +137,8 @@ class Adam(Adaptive):
     Defaults: the earlier study's ``adam_classic``.
     """
 
+    shards = True
+
     kind: str = "adam"
     lr: float = 5e-4
     weight_decay: float = 0.01
@@ -150,6 +156,8 @@ class RAdam(Adaptive):
 
     Weight decay is an L2 penalty, g <- g + wd p, unless ``decoupled``. Defaults: the earlier study's ``radam``.
     """
+
+    shards = True
 
     kind: str = "radam"
     lr: float = 5e-4
@@ -172,6 +180,8 @@ class Sgd(OptimConfig):
 
     Torch's form: v <- m v + g, p <- p - lr (g + m v) with Nesterov's momentum, p - lr v without.
     """
+
+    shards = True
 
     kind: str = "sgd"
     lr: float = 5e-4
@@ -208,6 +218,8 @@ class Lion(Moments):
     the rate is smaller and the decay larger than AdamW's. Defaults: what the earlier study tuned to
     (https://arxiv.org/abs/2307.06440, appendix).
     """
+
+    shards = True
 
     kind: str = "lion"
     lr: float = 7e-4

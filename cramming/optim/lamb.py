@@ -53,6 +53,7 @@ class LambConfig(Adaptive):
     """
 
     by_role = True
+    shards = True
 
     kind: str = "lamb"
     lr: float = 1.76e-3

@@ -60,6 +60,10 @@ class Lars(OptimConfig):
     def priced_as(self) -> str:
         return f"{self.kind}-{self._inner().priced_as}"
 
+    @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return self._inner().shards
+
     def choose(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self._inner().choose(of_one_role(groups))
 

@@ -17,6 +17,7 @@ from cramming.errors import UserError
 from cramming.optim.config import Adaptive, can_fuse
 from cramming.optim.groups import HIDDEN
 from cramming.optim.own import Own, State, decay
+from cramming.parallel.tensors import spread_like, whole
 from cramming.registry import register
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of the authors' iteration
@@ -37,8 +38,9 @@ class Muon(Own):
         decay(parameters, group["lr"] * group["weight_decay"])
         for parameter, direction in zip(parameters, ahead, strict=True):
             length = _LIKE_ADAMW * max(parameter.shape[-2:]) ** 0.5
-            update = orthogonal(direction, group["iterations"])
-            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * length)
+            # A matrix whose rows are spread over ranks has to be whole: each rank works all of it out.
+            update = orthogonal(whole(direction), group["iterations"]).to(parameter.dtype)
+            parameter.add_(spread_like(update, parameter), alpha=-group["lr"] * length)
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
@@ -106,6 +108,7 @@ class MuonConfig(Adaptive):
     """
 
     by_role = True
+    shards = True
 
     kind: str = "muon"
     lr: float = 1e-3

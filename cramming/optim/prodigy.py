@@ -13,6 +13,7 @@ from torch import Tensor
 from cramming.errors import UserError
 from cramming.optim.config import Adaptive
 from cramming.optim.own import Own, State, decay, moments
+from cramming.parallel.tensors import whole
 from cramming.registry import register
 
 _OVERALL = ("d", "r")  # kept in every group, the same in all: what is known of the whole
@@ -45,8 +46,8 @@ class Prodigy(Own):
             agreement.append(weight * torch.sum(gradient * (state["p0"] - p), dtype=torch.float64))
             state["s"].mul_(beta3).add_(gradient, alpha=weight)
             lengths.append(state["s"].abs().sum(dtype=torch.float64))
-        r = beta3 * first["r"] + float(torch.stack(agreement).sum())
-        length = float(torch.stack(lengths).sum())
+        r = beta3 * first["r"] + float(whole(torch.stack(agreement).sum()))
+        length = float(whole(torch.stack(lengths).sum()))
         grown = max(d, first["d_coef"] * r / length) if length > 0 else d
         for group, p, gradient, state in used:
             self._move(group, p, gradient, state, d)
@@ -81,6 +82,8 @@ class ProdigyConfig(Adaptive):
         growth: the largest factor of d in a step, or none.
         bias_correction: correct both means for their beginning.
     """
+
+    shards = True
 
     kind: str = "prodigy"
     lr: float = 1.0

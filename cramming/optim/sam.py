@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cramming.errors import UserError
 from cramming.optim.config import OptimConfig
+from cramming.parallel.tensors import own_rows, whole
 from cramming.registry import lookup, register
 from cramming.suggest import nearest
 
@@ -31,13 +32,13 @@ def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
     slopes = [p.grad for p in moved if p.grad is not None]
     kept = [p.detach().clone() for p in moved]
     with torch.no_grad():
-        norm = float(torch.nn.utils.get_total_norm(slopes))
+        norm = float(whole(torch.nn.utils.get_total_norm(slopes)))
         torch._foreach_add_(moved, slopes, alpha=rho / (norm + _EPS))
     try:
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(moved, kept)
+            torch._foreach_copy_(own_rows(moved), own_rows(kept))
 
 
 class Sam(torch.optim.Optimizer):
@@ -115,6 +116,10 @@ class SamConfig(OptimConfig):
     @property
     def priced_as(self) -> str:
         return self._inner().priced_as
+
+    @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return self._inner().shards
 
     def method_options(self) -> dict[str, Any]:
         return {"rho": self.rho}

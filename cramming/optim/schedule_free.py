@@ -15,6 +15,7 @@ from torch import Tensor
 from cramming.errors import UserError
 from cramming.optim.config import Adaptive
 from cramming.optim.own import Own, State, corrections
+from cramming.parallel.tensors import own_rows
 from cramming.registry import register
 
 
@@ -44,7 +45,7 @@ class ScheduleFree(Own):
         torch._foreach_sub_(zs, updates)
         torch._foreach_lerp_(averages, zs, shares)
         torch._foreach_lerp_(averages, zs, 1.0 - beta1)
-        torch._foreach_copy_(parameters, averages)
+        torch._foreach_copy_(own_rows(parameters), own_rows(averages))
 
     def average(self) -> dict[Tensor, Tensor]:
         """Parameter -> x; of one that never had a gradient, itself."""
@@ -78,6 +79,7 @@ class ScheduleFreeConfig(Adaptive):
     """
 
     needs_method = "schedule_free"
+    shards = True
 
     kind: str = "schedule_free"
     lr: float = 2.5e-3

@@ -99,6 +99,8 @@ class SophiaGConfig(Moments):
         hessian_sequences: fresh sequences of an estimate; None: half of a batch.
     """
 
+    shards = True
+
     kind: str = "sophiag"
     lr: float = 4e-4
     weight_decay: float = 0.015

@@ -51,6 +51,8 @@ class StableAdamWConfig(Adaptive):
     Defaults: ModernBERT's. Its decay of 1e-5 a step is not multiplied by the rate; 0.0125 is that over 8e-4.
     """
 
+    shards = True
+
     kind: str = "stable_adamw"
     lr: float = 8e-4
     weight_decay: float = 0.0125

@@ -8,7 +8,7 @@ import torch
 from memory import batch_of, engine_of, gradients, same, small_model, weights
 from torch import Tensor
 
-from cramming import engine as engine_module
+from cramming import precision as precision_module
 from cramming.batch import Batch
 from cramming.engine import Engine
 from cramming.errors import UserError
@@ -140,8 +140,8 @@ def test_an_overflow_halves_the_scale_and_skips_the_step() -> None:
 
 
 def test_the_scale_doubles_after_enough_good_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine_module.SCALE_GROWS_EVERY == 2000
-    monkeypatch.setattr(engine_module, "SCALE_GROWS_EVERY", 3)
+    assert precision_module.SCALE_GROWS_EVERY == 2000
+    monkeypatch.setattr(precision_module, "SCALE_GROWS_EVERY", 3)
     engine, batch, scales = with_scale(2.0**6), batch_of(2), []
     for step in range(8):
         engine.backward(batch, overflowing if step == 1 else objective)
@@ -152,7 +152,7 @@ def test_the_scale_doubles_after_enough_good_steps_in_a_row(monkeypatch: pytest.
 
 
 def test_the_scale_and_its_count_are_part_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SCALE_GROWS_EVERY", 3)
+    monkeypatch.setattr(precision_module, "SCALE_GROWS_EVERY", 3)
     engine, batch = with_scale(2.0**6), batch_of(2)
     for _ in range(2):
         train_step(engine, batch)

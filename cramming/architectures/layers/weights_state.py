@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 
 class _Steps:
-    """How many steps optimizers of this process have taken."""
+    """How many steps optimizers of this process have taken, and other times that weights were written unseen."""
 
     taken = 0
 
@@ -23,6 +23,11 @@ class _Steps:
 
 
 register_optimizer_step_post_hook(_Steps.count)
+
+
+def written() -> None:
+    """Say that weights may be others than before, where nothing else would tell."""
+    _Steps.taken += 1
 
 
 class WeightsState:
