@@ -30,7 +30,7 @@ from cramming.kernels import backends, choice
 from cramming.method import Chain, Method
 from cramming.model import Model
 from cramming.optim import OptimConfig, for_model, is_fused
-from cramming.parallel import dividing
+from cramming.parallel import choosing, dividing
 from cramming.parallel.environment import launched
 from cramming.parallel.files import shared_files
 from cramming.parallel.ranks import here
@@ -106,6 +106,28 @@ class Parts:
         outline = self._outline()
         outline.compute_plainly(resolved.plain)
         return replace(resolved, kernel_backends=self._kernels(outline, resolved, resolved.kernels, said=True))
+
+    def settle_parallel(self, resolved: Resolved) -> Resolved:
+        """How to compute, with how ranks train together."""
+        if resolved.parallel != "auto":
+            return resolved
+        return replace(resolved, parallel=choosing.choose(self.config, self._size(), self.device))
+
+    def check_fits(self, resolved: Resolved) -> None:
+        """Refuse to look for a microbatch size, which is done on one device, for a model that takes several.
+
+        Raises:
+            UserError: it does not fit this one.
+        """
+        if resolved.parallel == "fsdp" and not choosing.fits(self._size(), self.device):
+            raise UserError(
+                "impl.microbatch_size=auto tries passes on one device, which this model with its optimizer does not "
+                "fit: give a number, such as impl.microbatch_size=8"
+            )
+
+    def _size(self) -> int:
+        """Numbers in the model's parameters."""
+        return sum(parameter.numel() for parameter in self._outline().parameters())
 
     def _kernels(self, model: Model, resolved: Resolved, asked: str, said: bool = False) -> dict[str, str]:
         """Settle which backends compute the model's operations, and tell the model: -> backend by operation."""
@@ -259,8 +281,9 @@ def build_run(
     dividing.check(config.train.batch_size, group, ranks.world)
     group //= ranks.world  # of each rank
     if ranks.main:
-        resolved = parts.settle_kernels(resolved)  # how long passes take depends on them
+        resolved = parts.settle_kernels(parts.settle_parallel(resolved))  # how long passes take depends on them
         if resolved.microbatch_size is None:
+            parts.check_fits(resolved)
             resolved = replace(resolved, microbatch_size=microbatch.find(parts, resolved, group))
     resolved = Resolved(**ranks.told(asdict(resolved)))
     assert resolved.microbatch_size is not None

@@ -38,13 +38,15 @@ COMPILED: dict[str, Any] = {}
 REPLAYED: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
 
 
-def lacking(model: Model, precision: str, compile: bool) -> str | None:
+def lacking(model: Model, precision: str, compile: bool, parallel: str = "none") -> str | None:
     """Why no pass of a model, where and as it is, can be replayed as CUDA graphs; None if some can."""
     where = next(model.parameters()).device.type
     if where != "cuda":
         return f"there are none on a {where}"
     if not compile:
         return "blocks are not compiled (impl.compile=false)"
+    if parallel != "none":
+        return "ranks exchange gradients in the middle of the way back"
     if precision == "float32":
         return "in float32 there is no copy of the weights whose gradients could be taken out of the graphs' memory"
     if model.gradient_checkpointing:
@@ -60,12 +62,15 @@ class Blocks:
         precision: of the passes.
         compile: compile them.
         cuda_graphs: replay them as CUDA graphs where that can be; where it cannot, a line of the log says why.
+        parallel: how ranks train together.
     """
 
-    def __init__(self, model: Model, precision: str, *, compile: bool, cuda_graphs: bool) -> None:
+    def __init__(
+        self, model: Model, precision: str, *, compile: bool, cuda_graphs: bool, parallel: str = "none"
+    ) -> None:
         self._model = model
         self._asked = cuda_graphs
-        self._lacking = lacking(model, precision, compile) if cuda_graphs else None
+        self._lacking = lacking(model, precision, compile, parallel) if cuda_graphs else None
         self._without: list[str] = []  # which passes ran without, though they were asked for
         self._paths: set[Hashable] = set()
         self._inside = 0  # passes that have begun and not ended, one in another

@@ -79,7 +79,7 @@ class Engine:
         self._copy = spread(model, precision, parallel, once="cast_once" not in model.plain)
         self._compute, self._pairs = self._copy.module, self._copy.pairs
         self._others: dict[str, Model] = {}
-        self._blocks = Blocks(self._compute, precision, compile=compile, cuda_graphs=cuda_graphs)
+        self._blocks = Blocks(self._compute, precision, compile=compile, cuda_graphs=cuda_graphs, parallel=parallel)
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +126,11 @@ class Engine:
                     self._loss += here().sum_(self._own_loss)
                     self._own_loss.zero_()
             return loss.detach()
+        if self.parallel != "none":  # passes that are tried would leave the other ranks waiting
+            raise UserError(
+                f"out of memory with {size} sequences of {batch.length} tokens in a microbatch of rank {here().rank}; "
+                f"try impl.microbatch_size={max(1, size // 2)}"
+            )
         # Outside the except clause: the traceback no longer holds the tensors that filled the memory.
         fitting = largest_halving(size // 2, lambda n: self._try_passes(next(batch.split(n))))
         way_out = f"impl.microbatch_size={fitting} fits" if fitting else "one sequence alone does not fit"

@@ -45,7 +45,7 @@ class Resolved:
     plain: list[str] = field(default_factory=list)  # see ``cramming/plain.py``
     kernels: str = "auto"  # asked for ...
     ranks: int = 1  # that train together
-    parallel: str = "none"  # how
+    parallel: str = "none"  # how; auto: not yet, the model's size says it
     kernel_backends: dict[str, str] | None = None  # ... and found, by operation; None: not yet, the model says which
 
 
@@ -80,7 +80,7 @@ def resolve(impl: ImplConfig, stored: Resolved | None) -> Resolved:
         cuda_graphs=impl.cuda_graphs,
         plain=plain.chosen(impl.plain),
         ranks=world,
-        parallel=_parallel(impl.parallel, world),
+        parallel=_parallel(impl.parallel, world, known.parallel),
         kernels=kernels,
         kernel_backends=known.kernel_backends if same_kernels else None,
     )
@@ -158,12 +158,12 @@ def _threads() -> int:
     return max(1, available_cores() // (jobs_at_once() * launched().local_world))
 
 
-def _parallel(asked: str, world: int) -> str:
+def _parallel(asked: str, world: int, known: str) -> str:
     if world == 1:
         return "none"
     if asked == "none":
         raise UserError(f"impl.parallel=none, but {world} ranks were started; leave it out, or start one")
-    return "ddp" if asked == "auto" else asked
+    return known if asked == "auto" and known != "none" else asked
 
 
 def _precision(where: torch.device) -> str:

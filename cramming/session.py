@@ -22,6 +22,7 @@ from cramming.exchange import initializing
 from cramming.exchange.imported import refuse_imported
 from cramming.identity import about
 from cramming.interruption import Interrupted, Signals, noted
+from cramming.parallel import choosing
 from cramming.parallel.agreement import statement
 from cramming.parallel.launch import idle, launch, processes
 from cramming.parallel.ranks import Ranks, agree, here, joined
@@ -72,6 +73,7 @@ def _pretrain(config: PretrainConfig, run_dir: Path, ranks: Ranks) -> None:
     Parts(config, config.arch.vocab_size, torch.device(resolved.device)).check_attention(resolved)
     torch.set_num_threads(resolved.threads)
     check_accounts(config.free, build_method(config.method, config.train.optim))
+    choosing.refuse(config)
     if ranks.main:
         refuse_imported(run_dir)
         if config.resume:
