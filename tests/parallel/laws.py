@@ -35,7 +35,7 @@ from tests.parallel.cases import GRID
 Outcome = dict[str, Any]
 _CONTEXT = multiprocessing.get_context("forkserver")
 MIDDLE = 13  # rounds after which a run is saved
-_TOGETHER_S = 550  # until ranks that hang are killed; nothing is measured
+_TOGETHER_S = 1800  # until ranks that hang are killed; nothing is measured
 _OPERATION = timedelta(seconds=300)
 
 

@@ -1,4 +1,4 @@
-"""The laws of ``test_laws.py`` on more cases and more ranks: every method in every layout, every optimizer, 1, 2 and 4."""
+"""The laws of ``test_laws.py`` on 1, 2 and 4 ranks, for every method in every layout and every optimizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
