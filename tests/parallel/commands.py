@@ -73,3 +73,13 @@ def steps(folder: Path, name: str) -> int:
         return (folder / "outputs" / name / "metrics.jsonl").read_bytes().count(b"\n")
     except OSError:
         return 0
+
+
+def wait_for_steps(process: "subprocess.Popen[bytes]", folder: Path, name: str, number: int = 5) -> None:
+    """Until a run that a process trains has taken so many steps."""
+
+    def far_enough() -> bool:
+        assert process.poll() is None, (folder / "log").read_text()
+        return steps(folder, name) >= number
+
+    runs.wait_for(far_enough)

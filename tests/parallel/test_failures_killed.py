@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.parallel import commands
-from tests.parallel.commands import TORCHRUN, finish, ranks_under, started, steps, words
+from tests.parallel.commands import TORCHRUN, finish, ranks_under, started, steps, wait_for_steps, words
 from tests.session import runs
 
 TWO = (*TORCHRUN, "--standalone", "--nproc-per-node=2")
@@ -66,7 +66,7 @@ def test_ten_random_kills(undisturbed: Path, folder: Path) -> None:
 def test_without_restarts_the_other_rank_ends_and_names_it(folder: Path, rank: int) -> None:
     log = folder / "log"
     with started(*TWO, *words(folder, "whole", "budget=100000"), log=log) as process:
-        runs.wait_for(lambda: steps(folder, "whole") >= 5)
+        wait_for_steps(process, folder, "whole")
         victim = ranks_under(process.pid)[rank]
         os.kill(victim, signal.SIGKILL)
         assert process.wait(120) == 1, log.read_text()
@@ -79,7 +79,7 @@ def test_sigterm_saves_on_all_at_one_step(undisturbed: Path, folder: Path, to: s
     log = folder / "log"
     command = (*TWO, *words(folder, "whole", "impl.save_every_steps=null"))
     with started(*command, log=log) as process:
-        runs.wait_for(lambda: steps(folder, "whole") >= 5)
+        wait_for_steps(process, folder, "whole")
         found = ranks_under(process.pid)
         os.kill(process.pid if to == "torchrun" else found[int(to[-1])], signal.SIGTERM)
         assert process.wait(120) != 0

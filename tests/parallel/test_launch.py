@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.commands import TORCHRUN, finish, ranks_under, started, steps, words
+from tests.parallel.commands import TORCHRUN, finish, ranks_under, started, wait_for_steps, words
 from tests.session import runs
 
 
@@ -17,7 +17,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path) -> None:
     log = folder / "log"
     command = (sys.executable, *words(folder, "two", "impl.devices=2", "impl.save_every_steps=null"))
     with started(*command, log=log) as process:
-        runs.wait_for(lambda: steps(folder, "two") >= 5)
+        wait_for_steps(process, folder, "two")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does; torch's agent passes it on to the ranks
         assert process.wait(120) == 130, log.read_text()
     (saved,) = re.findall(r"saved at step (\d+); the same command again goes on from there", log.read_text())
@@ -44,7 +44,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder: Path) -> None:
 def test_a_rank_that_is_killed_is_one_line_and_exit_code_1(folder: Path, rank: int) -> None:
     log = folder / "log"
     with started(sys.executable, *words(folder, "two", "impl.devices=2", "budget=100000"), log=log) as process:
-        runs.wait_for(lambda: steps(folder, "two") >= 5)
+        wait_for_steps(process, folder, "two")
         os.kill(ranks_under(process.pid)[rank], signal.SIGKILL)
         assert process.wait(120) == 1, log.read_text()
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("error")]
@@ -58,7 +58,7 @@ def test_ranks_of_a_command_that_was_killed_do_not_live_on(folder: Path) -> None
     with started(
         sys.executable, *words(folder, "two", "impl.devices=2", "budget=100000"), log=folder / "log"
     ) as process:
-        runs.wait_for(lambda: steps(folder, "two") >= 5)
+        wait_for_steps(process, folder, "two")
         ranks = ranks_under(process.pid)
         process.kill()
         runs.wait_for(lambda: not any(Path(f"/proc/{one}").exists() for one in ranks.values()), 60)
