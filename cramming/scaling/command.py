@@ -25,7 +25,7 @@ from cramming.scaling.formulae import (
     least_sharding,
     predicted,
 )
-from cramming.scaling.links import LINKS
+from cramming.scaling.links import LINKS, Link
 from cramming.suggest import nearest
 
 _USAGE = """\
@@ -37,9 +37,10 @@ Predict training on several devices from a step of one: tokens a second, communi
   python -m cramming.scaling arch=bert_base            nothing measured: mfu=0.55 of peak_tflops=989 is assumed
 
 Options, with their defaults:
-  arch=bert_base devices=[1,8,64] seq_length=128 sequences=512 batch=0 (of all devices; 0: each takes sequences=)
+  arch=bert_base devices=[1,8,64,1024] seq_length=128 sequences=512 batch=0 (of all devices; 0: each takes sequences=)
   step_s=0 update_s=0 peak_gb=0 (of one device with sequences=; 0: assumed) measured= (a result of benchmarks/step.py)
   link=nvlink4 between=ndr node=8 ports=0 (in a node; 0: one a device) link_share=0.8      links: {links}
+  link_gb_s=0 hop_us=0 (of the link within a node where it was measured, each way; takes the place of link=)
   sharding=auto (the least that fits; {shardings}) memory_gb=141 optimizer=adamw precision=bfloat16 reduce=float32
   tokens_billion=10 price=0 (of a device-hour) mfu=0.55 peak_tflops=989 out= (a JSON file) plot= (a PNG)
 What is assumed, and every formula: docs/scaling.md"""
@@ -53,7 +54,7 @@ class Options:
     """What the command line may change; ``_USAGE`` says what each is."""
 
     arch: str = "bert_base"
-    devices: list[int] = field(default_factory=lambda: [1, 8, 64])
+    devices: list[int] = field(default_factory=lambda: [1, 8, 64, 1024])
     seq_length: int = 128
     sequences: int = 512
     batch: int = 0
@@ -68,6 +69,8 @@ class Options:
     node: int = 8
     ports: int = 0
     link_share: float = 0.8
+    link_gb_s: float = 0.0
+    hop_us: float = 0.0
     sharding: str = "auto"
     memory_gb: float = 141.0
     optimizer: str = "adamw"
@@ -93,13 +96,15 @@ class Options:
         for key in ("seq_length", "sequences", "node", "mfu", "peak_tflops", "memory_gb", "tokens_billion"):
             if not 0 < getattr(self, key) < math.inf:
                 raise UserError(f"{key}={getattr(self, key)} must be above 0")
-        for key in ("step_s", "update_s", "peak_gb", "price", "batch", "ports"):
+        for key in ("step_s", "update_s", "peak_gb", "price", "batch", "ports", "link_gb_s", "hop_us"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise UserError(f"{key}={getattr(self, key)} must not be below 0")
         if not self.devices:
             raise UserError("devices=[] leaves nothing to predict; give devices=[1,8,64]")
         if self.measured and self.step_s:
             raise UserError("measured= and step_s= both say what a step takes: give one of them")
+        if self.hop_us and not self.link_gb_s:
+            raise UserError(f"hop_us={self.hop_us} is of a measured link: give its link_gb_s= too")
         if self.update_s and self.update_s >= self.step_s:
             raise UserError(f"update_s={self.update_s} is a part of a step and must lie below step_s={self.step_s}")
 
@@ -109,10 +114,11 @@ class Options:
         Raises:
             UserError: nodes that are not full, or a share that is none.
         """
+        within = LINKS[self.link]
+        if self.link_gb_s:
+            within = Link("measured", 1e9 * self.link_gb_s, 1e-6 * self.hop_us, "measured")
         try:
-            return Cluster(
-                devices, self.node, LINKS[self.link], LINKS[self.between], self.ports, link_share=self.link_share
-            )
+            return Cluster(devices, self.node, within, LINKS[self.between], self.ports, link_share=self.link_share)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -225,7 +231,12 @@ class Table:
         title = (
             f"`{options.arch}`, {self.sizes.model.parameters:,} parameters, {options.seq_length} tokens. {self.basis}"
         )
-        links = f"Within {options.node} devices {options.link}, between them {options.between}"
+        within = options.link
+        if options.link_gb_s:
+            within = f"a measured link of {options.link_gb_s:g} GB/s, {options.hop_us:g} microseconds a hop"
+        links = f"Within {options.node} devices {within}, between them {options.between}"
+        if options.node == 1:
+            links = f"Between devices {options.between}"
         links += f" ({options.ports} a node)" if options.ports else ""
         lines = [title, f"{links}.", "", *(f"| {' | '.join(cells)} |" for cells in shown)]
         notes = [f"{n} devices: nothing fits {options.memory_gb:g} GB; take fewer sequences a pass" for n in self.unfit]

@@ -21,7 +21,7 @@ from rst.clock import Clock
 from rst.costs import FlopsCost
 from rst.table import CostTable
 
-TABLE = CostTable.load(Path("rst/tables/rtx3090.json"))
+TABLE = CostTable.load(Path(__file__).parents[2] / "rst" / "tables" / "rtx3090.json")
 FLOPS = FlopsCost(lambda work: work.sequences * work.length * (1e6 + 10.0 * work.length) * work.layers, 1e12)
 SMALL = Setting(FLOPS, 5000, BatchSize(96, 192, 0.5), epochs=2.3, ranks=4, microbatch=16, group=48, shards=60)
 
