@@ -2,7 +2,7 @@
 
 NOT_A_CHOICE = "nothing: chosen for you, it cannot change the result"
 FIXED = "nothing: fixed here, as published"
-DISTRIBUTED = "torchrun --nproc-per-node=N pretrain_bert.py (not yet)"
+DISTRIBUTED = "torchrun's own flags and variables, or impl.devices=all on one machine"
 FINETUNING = "python eval.py name=x eval=glue_sane, with options of its own"
 MOSAIC_ARCH = "arch=mosaic, which has them all"
 PIPELINE = "python pipeline.py, one file of config/pipeline/ for all stages"
