@@ -62,7 +62,7 @@ class Case:
     optimizer: str = ""
     layout: str = "packed"
     grows: bool = False
-    microbatch_size: int = 2
+    microbatch_size: int = 4
     priced: str = ""
 
     def run(self) -> Run:
@@ -86,16 +86,17 @@ class Case:
 # Tested in every run of the suite. Sophia comes with its method, ``hessian``.
 CASES: dict[str, Case] = {
     **{name: Case((name,)) for name in METHODS},
+    **{name: Case((name,), microbatch_size=2) for name in ("sharpness", "hutchinson", "token_dropping")},
     "hessian": Case(("hessian",), microbatch_size=1),
-    "baseline": Case(),
+    "baseline": Case(microbatch_size=2),
     "lion": Case(optimizer="lion"),
     "muon": Case(optimizer="muon"),
-    "documents": Case(layout="document", microbatch_size=4),
+    "documents": Case(layout="document"),
     "separate": Case(layout="separate"),
     "growing": Case(grows=True, microbatch_size=1),
-    "chain": Case(("layer_stacking", "selective_backprop")),
+    "chain": Case(("layer_stacking", "selective_backprop"), microbatch_size=2),
     "growing_chain": Case(("layer_dropping", "token_dropping", "selective_backprop"), layout="document", grows=True),
-    "unfolding": Case(("unfolding", "token_dropping")),
+    "unfolding": Case(("unfolding", "hessian"), microbatch_size=2),
     "waiting": Case(("progressive_batching", "rho_loss"), grows=True),
     "priced": Case(("selective_backprop", "layer_dropping"), priced="list"),
     "priced_documents": Case(("rho_loss", "token_dropping"), layout="document", priced="list", grows=True),
