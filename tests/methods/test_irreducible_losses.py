@@ -13,6 +13,7 @@ from memory import run_of, same, stream
 
 from cramming.batch import Batch
 from cramming.train import Run
+from efficient_training.irreducible import command
 from efficient_training.rho_loss import RhoLoss
 
 
@@ -147,3 +148,8 @@ def test_holes_and_damage_are_named(tmp_path: Path) -> None:
 def _edit(folder: Path, **changed: Any) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | changed))
+
+
+def test_several_processes_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(lambda: command(["name=il"]), "made by one process, and these are 2", "steps=[score]")
