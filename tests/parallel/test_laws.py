@@ -1,8 +1,8 @@
 """Ranks do not change results: two of them train the run that one trains, for every method.
 
-What is compared, with what bound: losses of 30 steps and norms of gradients to 1e-5, relative; weights to 1e-5, for some
-optimizers 1e-3 (``comparing.py``); sequences, layers, steps, counters and parameters without a gradient exactly. Ranks of
-one run are equal to the last bit, and so is a run that is repeated.
+What is compared, with what bound: losses of 30 steps and norms of gradients to 1e-5, relative; weights to 1e-5, for
+some optimizers to 1e-3 (``comparing.py``); sequences, layers, steps, counters and parameters without a gradient
+exactly. Ranks of one run are equal to the last bit, and so is a run that is repeated.
 """
 
 from dataclasses import dataclass
