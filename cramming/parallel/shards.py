@@ -6,6 +6,7 @@ added up in float32, averaged over ranks, and each rank gets its rows.
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,8 @@ def shard(model: Model, precision: str) -> None:
         model: float32 weights, the same on all ranks.
         precision: of the passes.
     """
+    # Losses and logits are views, which nothing here writes to.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(next(model.parameters()).device.type, (here().world,))
     low = _dtypes(model, DTYPES[precision])
     for name, buffer in list(model.named_buffers()):
