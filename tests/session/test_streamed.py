@@ -123,6 +123,17 @@ def test_samples_are_shown(tmp_path: Path, shards: Path, s3: s3_server.S3, capsy
     assert "‹" in shown[0]
 
 
+def test_texts_need_no_layout(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``python -m cramming.data.convert`` writes unasked: each document is a row."""
+    write_mds(tmp_path / "texts" / "train", {"text": "str"}, ({"text": f"{c} b c"} for c in "axyz"))
+    vocabulary = shards / "tokenizer.json"
+    show.command([
+        "data=mds", f"data.remote={tmp_path / 'texts'}", f"data.tokenizer={vocabulary}", "data.heldout_fraction=0.25",
+        "data.seq_length=8", "train.batch_size=2", "arch=bert_tiny", "n=3", f"data_dir={tmp_path / 'data'}",
+    ])  # fmt: skip
+    assert capsys.readouterr().out.count("--- sequence") == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class StreamedConfig(DataConfig):
 
     kind: str = "mds"
     name: str = "mds"
+    layout: str = AUTO  # as the column is: document for text, packed for tokens
     remote: str | None = None  # folder of the splits, or of one: s3://bucket/corpus, gs://, hf://, https://, or a path
     streams: Any = None  # several: '{a: {remote: ..., weight: 0.7}, b: {...}}'
     split: str = AUTO  # to train on; auto: train, or train_small
@@ -46,6 +47,9 @@ class StreamedConfig(DataConfig):
 
     def check(self) -> None:
         """See ``DataConfig.check``."""
+        if self.layout == AUTO:
+            replace(self, layout=DataConfig.layout).check()
+            return
         super().check()
         if bool(self.remote) == bool(self.streams):
             raise UserError(
