@@ -96,6 +96,8 @@ def run_command(command: Callable[[], None], *, ranks: bool = False) -> NoReturn
         if together and not interrupt.args:  # else all ranks have saved and end
             _end_ranks(f"rank {here.rank} was interrupted: all ranks end", code)
     except BrokenPipeError:  # the reader of our output is gone, as in `| head`
+        if together:
+            _end_ranks(f"nobody reads what rank {here.rank} writes any more: all ranks end", 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:

@@ -23,9 +23,11 @@ from cramming.errors import UserError
 # May differ when a run is started again: where and how much of it is done, and what is only looked at.
 _MAY_DIFFER = (
     "base_dir", "data_dir", "resume", "from_run", "stop_at", "wandb", "data.path",
+    "data.remote", "data.cache_dir", "data.cache_limit", "data.fetch_ahead", "data.fetch_threads",
     "impl", "rst.refresh", "rst.within_s",
 )  # fmt: skip
-_PLACE_OF_A_SOURCE = re.compile(r"data(\.sources\.[^.]+)+\.path")  # what data.path is to a mixture's sources
+# What data.path and data.remote are to the sources of a mixture and to streams.
+_PLACE_OF_A_SOURCE = re.compile(r"data(\.sources\.[^.]+)+\.path|data\.streams\.[^.]+\.remote")
 _BEGUN = "metrics.jsonl"  # opened when training begins
 _MADE_BY_A_RUN = (
     "config.yaml", "resolved.json", "rst.json", "init.json", "metrics.jsonl", "summary.json", "curves.png",

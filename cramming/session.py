@@ -27,7 +27,7 @@ from cramming.parallel.agreement import statement
 from cramming.parallel.launch import idle, launch, processes
 from cramming.parallel.ranks import Ranks, agree, here, joined
 from cramming.peak import peak_flops_per_s
-from cramming.profiling.profile import profile_of
+from cramming.profiling.profile import NoProfile, profile_of
 from cramming.progress import progress_for, share_of
 from cramming.recording import metrics
 from cramming.recording.config import WandbConfig
@@ -173,7 +173,7 @@ class Session:
             self._trackers = trackers
             self._pace = Pace(run.clock.progress)
             self._signals = stack.enter_context(noted())
-            self._profile = profile_of(run, self.run_dir, device)
+            self._profile = profile_of(run, self.run_dir, device) if main else NoProfile(self.run_dir)
             stack.callback(self._profile.close)
             if self.initial and here().told(not checkpoint.checkpoints(self.run_dir / "checkpoints")):
                 self.save([])  # from here on the run needs the checkpoint it began with no more

@@ -127,7 +127,7 @@ class WeightAveraging(Method):
         """Take them up."""
         self._step, self._layers, self._updates = state["step"], tuple(state["layers"]), state["updates"]
         self._moving = {name: tensor.to(self._device) for name, tensor in state["moving"].items()}
-        self._snapshots = [dict(snapshot) for snapshot in state["snapshots"]]
+        self._snapshots = [{name: t.to("cpu") for name, t in snapshot.items()} for snapshot in state["snapshots"]]
 
     def lent(self, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """The average of a checkpoint; nothing where none was begun yet."""

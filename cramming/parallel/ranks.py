@@ -197,6 +197,9 @@ def _device(ranks: Ranks) -> str:
 
 def _leave(ranks: Ranks, watch: Watch) -> None:
     watch.leave()
+    for meeting in _MEETINGS:
+        meeting.store.set(f"leaving/{ranks.rank}", "")
+        meeting.together("leaving")  # the main rank may still be copying to a mirror, however long it takes
     ranks.wait()
     watch.stop()
     _MEETINGS.clear()

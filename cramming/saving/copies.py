@@ -19,6 +19,7 @@ from cramming import checkpoint, faults
 from cramming.checkpoint import Checkpoint
 from cramming.durable import replace, room_for, sync_folder
 from cramming.errors import UserError
+from cramming.remote import shown
 from cramming.saving.storage import Storage
 
 _CHECKPOINT = re.compile(r"checkpoints/(step=(\d{8,})(?:-([0-9a-f]{8}))?)/([\w.-]+)")
@@ -117,7 +118,7 @@ class Copies:
                     raise UserError(f"checkpoint {copy.folder} is damaged: it says it is another step")
             except UserError as error:
                 shutil.rmtree(temporary)
-                said = str(error).replace(str(temporary), f"{self.storage.address}/{copy.folder}")
+                said = str(error).replace(str(temporary), f"{shown(self.storage.address)}/{copy.folder}")
                 raise UserError(said) from error
             sync_folder(temporary)
             if final.exists():
@@ -144,7 +145,9 @@ class Copies:
                     raise
                 _log.warning("%s; using the one before it", error)
         if above < 0:
-            raise UserError(f"every checkpoint at {self.storage.address} is damaged; resume=false starts the run over")
+            raise UserError(
+                f"every checkpoint at {shown(self.storage.address)} is damaged; resume=false starts the run over"
+            )
         return None
 
     def fetch_records(self, run_dir: Path) -> None:

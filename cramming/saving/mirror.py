@@ -174,10 +174,11 @@ class Mirror:
 
     def _copy(self) -> None:
         there = {copy.folder for copy in self._copies.checkpoints()[0]}
+        here = checkpoints(self._run_dir / "checkpoints")  # before the records, so that theirs are not older
         self._put_records()
         faults.point("mirror-records")
         mine = {}
-        for saved in reversed(checkpoints(self._run_dir / "checkpoints")):
+        for saved in reversed(here):
             place = self._hold(saved)
             if place is None:
                 continue

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cramming import folder
 from cramming.data import show
 from cramming.data.shards.mds_writer import write_mds
 from cramming.data.tokenizer import Tokenizer, from_vocabulary
@@ -165,3 +166,12 @@ def test_bad_options_are_one_line(tmp_path: Path, shards: Path, options: list[st
         ])  # fmt: skip
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_how_shards_are_brought_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    """What a message says to do about a full disk, or a slow link, is then taken."""
+    before = {"data": {"remote": "s3://a", "cache_dir": None, "fetch_threads": 4, "streams": {"a": {"remote": "x"}}}}
+    after = {"data": {"remote": "s3://b", "cache_dir": "/fast", "fetch_threads": 8, "streams": {"a": {"remote": "y"}}}}
+    assert folder.differences(before, after) == []
+    before["data"]["shuffle_window"], after["data"]["shuffle_window"] = 8, 9
+    assert folder.differences(before, after) == [("data.shuffle_window", 8, 9)]

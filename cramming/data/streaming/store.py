@@ -252,6 +252,11 @@ def _parted(members: Sequence[Member], heldout_fraction: float) -> tuple[list[Ra
                 whole += left.pop()
             held = whole if whole <= 2 * wanted and whole < rows else wanted
             heldout.append(Range(base + rows - held, held))
+        if rows == held:
+            raise UserError(
+                f"{shown(member.train.address)} has {rows} samples, and data.heldout_fraction={heldout_fraction:g} "
+                "leaves none of them to train on: leave this stream out, or give data.heldout_fraction=0"
+            )
         train.append(Range(base, rows - held))
         base += rows
     for member in members:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cramming.config import PretrainConfig
 from cramming.errors import UserError
-from cramming.parallel.environment import launched
+from cramming.parallel.ranks import here
 from cramming.progress import PlainProgress
 from cramming.recording.logfile import FILE_ONLY
 
@@ -58,13 +58,20 @@ def probed(run: "Run", run_dir: Path) -> dict[str, float | None]:
         trace = None if isinstance(error, UserError) else error  # for the file
         _log.warning("probe %s has no answer at step %d: %s", what, run.step, reason, exc_info=trace)
 
+    inputs = None
     try:
         inputs = probing.read(impl.probes, impl.probe, Path(run.config.data_dir))
+    except UserError as error:  # of files that have changed since the run began
+        failed(", ".join(impl.probes), error)
+    if here().largest(int(inputs is None)):  # passes of ranks that share a model are made together, or not at all
+        return {}
+    assert inputs is not None
+    try:
         with run.method.evaluating(run):
             results = probing.ask(Reader.of_run(run), inputs, PlainProgress(stream, _EVERY_S), failed)
-        if launched().main:
+        if here().main:
             keep(run_dir / FILE, run.step, results)
-    except UserError as error:  # of files that have changed since the run began
+    except UserError as error:
         failed(", ".join(impl.probes), error)
         return {}
     said = ", ".join(f"{result.label} {result.shown}" for result in results)
