@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ class Head:
         with _narrowed(network, pick), _caught(network, self.decoder, caught):
             network(**inputs)
         (x,) = caught
-        bias = None if self.decoder.bias is None else network.get_parameter(self.decoder.bias)
-        return linear_cross_entropy(x[0], network.get_parameter(self.decoder.weight), bias, labels)
+        bias = None if self.decoder.bias is None else _weights(network, self.decoder.bias)
+        return linear_cross_entropy(x[0], _weights(network, self.decoder.weight), bias, labels)
 
     def logits(self, network: nn.Module, inputs: Inputs, pick: Pick) -> Tensor:
         """Logits of the picked rows: -> (N, V)."""
@@ -181,3 +182,9 @@ def _caught(network: nn.Module, decoder: Decoder, caught: list[Tensor]) -> Itera
         yield
     finally:
         handle.remove()
+
+
+def _weights(network: nn.Module, name: str) -> Tensor:
+    """A parameter, or what stands in its place for a pass."""
+    found: Tensor = attrgetter(name)(network)
+    return found
