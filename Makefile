@@ -93,5 +93,5 @@ $(STAMP): pyproject.toml
 	    fi; \
 	fi; \
 	echo "installing the project and what it depends on, one to two minutes (details: $$log)"; \
-	install --editable '.[dev,s3,cluster]' || { tail -n 20 $$log >&2; exit 1; }; \
+	install --editable '.[dev,onnx,sweep,s3,cluster]' || { tail -n 20 $$log >&2; exit 1; }; \
 	touch $(STAMP)
