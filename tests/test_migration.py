@@ -38,6 +38,7 @@ def known_keys() -> set[str]:
     found: set[str] = set()
     for overrides in (
         ["data=local", "arch=bert_base"],
+        ["data=mds", "data.remote=shards", "arch=bert_base"],
         ["data=python_docs", "train/schedule=linear", "train/optim=sgd"],
         ["data=python_docs", "arch=m2", "train/optim=sophiag"],
         ["data=python_docs", "method=[layer_stacking,layer_dropping,selective_backprop]"],
