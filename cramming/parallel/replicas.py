@@ -63,7 +63,9 @@ class _Lending(nn.Module):
     def __init__(self, model: Model, copy: Model) -> None:
         super().__init__()
         self.model = model
-        self._copy = (copy.requires_grad_(False),)  # not one of this module's own
+        # Not one of this module's own. Its weights want gradients, as what is lent does, so that a layer computed again
+        # on the way back, when they are in their places again, keeps the same tensors.
+        self._copy = (copy,)
 
     def forward(self, batch: Any, logits: bool = False) -> Tensor:
         """A pass."""

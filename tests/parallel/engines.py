@@ -67,8 +67,8 @@ class Case:
 
     def run(self) -> Run:
         """At its beginning."""
-        with engine_of(self.parallel, self.precision, self.compile):
-            run = run_with(
+        with engine_of(self.parallel, self.precision, self.compile, self.checkpointing):
+            return run_with(
                 active(self.methods),
                 optimizer=self.optimizer or optimizer_for(*self.methods),
                 family=self.family,
@@ -78,16 +78,15 @@ class Case:
                 costs=StepsCost(),
                 microbatch_size=2,
             )
-        run.model.gradient_checkpointing = self.checkpointing
-        return run
 
 
 @contextmanager
-def engine_of(parallel: str, precision: str, compile: bool) -> Iterator[None]:
+def engine_of(parallel: str, precision: str, compile: bool, checkpointing: bool) -> Iterator[None]:
     """Runs built inside have this engine, if they have several ranks."""
     chosen = parallel if here().world > 1 else "none"
 
     def shared_out(options: Any, model: Any) -> torch.optim.Optimizer:
+        model.gradient_checkpointing = checkpointing
         share_out(model, precision, chosen)
         return for_model(options, model)
 

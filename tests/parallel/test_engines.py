@@ -30,7 +30,7 @@ QUICK = [
     Case("fsdp", layout="document", checkpointing=True, steps=12),
     Case("fsdp", precision="bfloat16", steps=12),
     Case("ddp", precision="bfloat16", steps=12),
-    Case("ddp", checkpointing=True, steps=12),
+    Case("ddp", precision="bfloat16", checkpointing=True, steps=12),
 ]
 GRID = [
     *(Case("fsdp", optimizer=name) for name in OTHERS),
