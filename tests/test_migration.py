@@ -39,6 +39,7 @@ def known_keys() -> set[str]:
     for overrides in (
         ["data=local", "arch=bert_base"],
         ["data=mds", "data.remote=shards", "arch=bert_base"],
+        ["data=hub", "data.dataset=owner/name", "arch=bert_base"],
         ["data=python_docs", "train/schedule=linear", "train/optim=sgd"],
         ["data=python_docs", "arch=m2", "train/optim=sophiag"],
         ["data=python_docs", "method=[layer_stacking,layer_dropping,selective_backprop]"],
