@@ -21,11 +21,11 @@ from cramming.exchange.importing import Request
 from cramming.exchange.opening import opened
 from cramming.exchange.places import locate
 from cramming.exchange.weights import Weights, is_imported, of_run
+from cramming.identity import about, check_fits
 from cramming.method import Method
 from cramming.model import Model
 from cramming.progress import progress_for
 from cramming.resolve import Resolved
-from cramming.identity import about, check_fits
 from cramming.suggest import nearest
 from cramming.train import Run
 from rst.clock import Clock
