@@ -93,7 +93,8 @@ def test_repeated_paragraphs_go_and_doing_it_again_changes_nothing() -> None:
 def test_the_distributions_are_this_projects_dependencies() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]}  # type: ignore[index]
-    assert set(python_docs.DISTRIBUTIONS) == names
+    later = {"fsspec", "xxhash"}  # their text would change the corpus, and with it every result on it
+    assert set(python_docs.DISTRIBUTIONS) == names - later
 
 
 CHILD = """

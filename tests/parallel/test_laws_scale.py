@@ -1,4 +1,4 @@
-"""The laws of ``test_laws.py`` on 1, 2 and 4 ranks, for every method in every layout and every optimizer."""
+"""The laws of ``test_rank_laws.py`` on 1, 2 and 4 ranks, for every method in every layout and every optimizer."""
 
 from dataclasses import dataclass
 from pathlib import Path

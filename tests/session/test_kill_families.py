@@ -11,6 +11,7 @@ from . import runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAMILIES = sorted(file.stem for file in (REPOSITORY / "config" / "arch").glob("*_tiny.yaml"))
+SAMPLE = ("bert_tiny", "m2_tiny", "mosaic_tiny")  # in `make test`; all of them in `make test-full`
 # Points that a run of 6 steps passes once it trains, with how often it passes them; those before do not know the model.
 POINTS = {
     "step": 6,
@@ -56,7 +57,7 @@ def interrupted(whole: Path, folder: Path, family: str, *points: str) -> None:
     assert runs.same(runs.weights(folder, "whole"), runs.weights(whole, "whole"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f in SAMPLE else [pytest.mark.full]) for f in FAMILIES])
 def test_killed_twice(straight: dict[str, Path], folder: Path, family: str) -> None:
     draw = random.Random(family)
     early = draw.choice(["step:1", "step:3", "checkpoint-weights:1", "checkpoint-rename:1"])

@@ -41,7 +41,7 @@ def test_a_study_runs_its_parts_in_order_and_goes_on(
 ) -> None:
     order: list[str] = []
 
-    def command(self: Stage) -> None:
+    def command(self: Stage, launch: Launch) -> None:
         order.append(" ".join(word for word in self.command if not word.startswith(("base_dir", "data", "hydra"))))
 
     monkeypatch.setattr(Stage, "run", command)
