@@ -13,7 +13,10 @@ A rank has ``threads`` threads whatever the side, by default its part of the cor
 ``efficiency`` is tokens/s of the whole over those of ``one`` times the ranks. ``communication`` is
 1 - apart / together, the share of a step that is there only because ranks talk: what is hidden behind computing does
 not count. ``bytes`` are those handed to collectives in a step, by kind. ``memory`` is a rank's: weights, low-precision
-copy, the optimizer's state.
+copy, the optimizer's state. ``update_s`` is the part of a step of ``apart`` that comes after its passes.
+
+``link`` is what ``python -m cramming.scaling`` wants to know, to predict the same: the seconds of an all-reduce of all
+ranks for several sizes, and the hop and the rate of the line through them.
 """
 
 import json
@@ -45,11 +48,13 @@ from cramming.optim.config import AdamW
 from cramming.parallel.ranks import ALONE, Ranks, here, standing_for
 from cramming.parallel.spreading import share_out
 from cramming.parallel.tensors import own_rows
+from cramming.scaling.links import START_S
 from rst.clock import Clock
 from rst.costs import StepsCost
 
 SIDES = ("one", "apart", "ddp", "fsdp")
 _GATHERED, _REDUCED, _SUMMED = "all_gather", "reduce_scatter", "all_reduce"
+_MESSAGES = (2**12, 2**20, 2**22, 2**24, 2**26)  # bytes
 
 
 @dataclass
@@ -102,6 +107,17 @@ class Side:
                     self.engine.backward(part, Method().objective)
                 self.engine.step(1e-3)
             self.engine.synchronize()
+
+    def update(self) -> float:
+        """Seconds of the part of a step that comes after its passes."""
+        with standing_for(self.ranks):
+            for part in self.batch.split(self.microbatch):
+                self.engine.backward(part, Method().objective)
+            self.engine.synchronize()
+            began = time.perf_counter()
+            self.engine.step(1e-3)
+            self.engine.synchronize()
+            return time.perf_counter() - began
 
     def memory(self) -> dict[str, int]:
         """Bytes that this rank holds from step to step."""
@@ -178,7 +194,37 @@ def _measured(options: ParallelOptions, where: torch.device) -> dict[str, Any]:
             one["communication"] = spread([1 - apart / wall for _, apart, wall in pairs])
             one["bytes"] = sizes[name]
         result[name] = one
+    here().wait()
+    result["apart"]["update_s"] = spread([sides["apart"].update() for _ in range(options.rounds)])
+    result["link"] = _link(options, where)
     return result
+
+
+def _link(options: ParallelOptions, where: torch.device) -> dict[str, Any]:
+    """Seconds of all-reduces by their bytes, and the hop and the rate that they say.
+
+    After the start come 2 (p - 1) hops and 2 (p - 1) / p bytes for each byte (``cramming.scaling.formulae``). The rate
+    is that of the two largest, the hop what is left of the smallest: a fit of equal weights would leave the hop to the
+    noise of the largest.
+    """
+    seconds = {}
+    for size in _MESSAGES:
+        message = torch.zeros(size // 4, device=where)
+        walls = []
+        for _ in range(3 * options.rounds):
+            here().wait()
+            began = time.perf_counter()
+            dist.all_reduce(message)
+            if message.is_cuda:
+                torch.cuda.synchronize()
+            walls.append(time.perf_counter() - began)
+        seconds[size] = spread(walls[options.rounds :])
+    smallest, last, largest = _MESSAGES[0], *_MESSAGES[-2:]
+    others = options.ranks - 1
+    sent = 2 * others / options.ranks
+    rate = sent * (largest - last) / (seconds[largest]["median"] - seconds[last]["median"])
+    hop = (seconds[smallest]["median"] - START_S - sent * smallest / rate) / (2 * others)
+    return {"seconds": seconds, "gb_s": rate / 1e9, "hop_us": 1e6 * max(hop, 0.0)}
 
 
 @contextmanager
@@ -204,17 +250,23 @@ def _counted() -> Iterator[Counter[str]]:
 
 def table(result: dict[str, Any]) -> str:
     """For people."""
-    rows = ["| side | tokens/s | efficiency | communication | MB a step | MB of a rank |"]
-    rows.append("|---|---:|---:|---:|---:|---:|")
+    rows = ["| side | step, ms | tokens/s | efficiency | communication | MB a step | MB of a rank |"]
+    rows.append("|---|---:|---:|---:|---:|---:|---:|")
+    tokens = result["options"]["sequences"] * result["options"]["length"]
     for name in SIDES:
         one = result[name]
+        rate = one["tokens_per_s"]["median"]
         known = {key: f"{one[key]['median']:.2f}" if key in one else "" for key in ("efficiency", "communication")}
         megabytes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in one.get("bytes", {}).items())
         memory = f"{sum(one['memory'].values()) / 1e6:.1f}"
         rows.append(
-            f"| {name} | {one['tokens_per_s']['median']:.0f} | {known['efficiency']} | {known['communication']} | "
+            f"| {name} | {1e3 * tokens / rate:.1f} | {rate:.0f} | {known['efficiency']} | {known['communication']} | "
             f"{megabytes} | {memory} |"
         )
+    link, update_ms = result["link"], 1e3 * result["apart"]["update_s"]["median"]
+    said = f"link_gb_s={link['gb_s']:.3f} hop_us={link['hop_us']:.1f}"
+    rows += ["", f"An update takes {update_ms:.1f} ms; all-reduces say {said}:", "", "| MB | ms |", "|---:|---:|"]
+    rows += [f"| {int(size) / 1e6:.1f} | {1e3 * one['median']:.2f} |" for size, one in link["seconds"].items()]
     return "\n".join(rows) + "\n"
 
 

@@ -189,6 +189,8 @@ class _Proxy(BaseHTTPRequestHandler):
             given = {key: value for key, value in answer.getheaders() if key.lower() not in _HOP}
             length = answer.getheader("Content-Length") if self.command == "HEAD" else None
             self._answer(answer.status, given, data, fault, length)
+        except OSError:  # a client that was killed, or the server behind that has all the connections it takes
+            self.close_connection = True
         finally:
             connection.close()
 

@@ -23,7 +23,7 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("mode", ["truncate", "unfold"])
+@pytest.mark.parametrize("mode", [pytest.param("truncate", marks=pytest.mark.full), "unfold"])
 def test_killed_in_every_part_of_a_curriculum(folder: Path, mode: str) -> None:
     """Steps 1 to 3 are of 4 tokens, 4 to 6 of 8, the others of 16; batches grow from 2 rows to 8 until step 8."""
     growing = [*GROWING, f"train.lengths_mode={mode}", "impl.save_every_steps=1"]
