@@ -19,10 +19,10 @@ demo: $(STAMP)  ## about 5 minutes on 2 CPU cores: prepare text, train, resume, 
 	@$(BIN)/python -m cramming.demo
 
 test: $(STAMP)  ## the test suite without the full grids
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not full and not scale and not network"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not full and not scale and not network"
 
 test-full: $(STAMP)  ## every test that needs no internet, full grids included
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not network"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not network"
 
 test-scale: $(STAMP)  ## laws of several ranks with more than two of them, killed ranks, long streams; one test at a time
 	@$(BIN)/python -m pytest -q -m "scale and not network"

@@ -10,6 +10,7 @@ from hypothesis import settings
 from cramming.kernels import backends
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+STARTING = {"parallel", "session", "evaluation", "pipeline", "exchange"}  # folders whose tests start processes
 # No test may depend on elapsed time, and every run draws the same cases.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -26,7 +27,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests skip themselves where there is no GPU."""
+    """GPU tests skip themselves where there is no GPU. Files that start processes come first.
+
+    They take long and are as many as one worker can do: begun last, one of them would keep the others waiting.
+    """
+    items.sort(key=lambda item: not STARTING.intersection(item.path.parts))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

@@ -1,6 +1,7 @@
 """What a person types wrong ends with one line, exit code 2, no traceback, and nothing lost or left behind."""
 
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ def test_the_earlier_systems_default_command_is_taken_as_it_was() -> None:
         (["data=local", "data.path=few.txt", "data.tokenizer=vocab.txt"], "mask"),
     ],
 )
-def test_bad_input_creates_nothing_outside_base_dir(tmp_path: Path, words: list[str], says: str) -> None:
+def test_bad_input_creates_nothing_outside_base_dir(
+    tmp_path: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "few.txt").write_text("one two three four five six seven eight nine ten\n\n" * 40)
     (tmp_path / "rows.csv").write_text("title,year\na,1\n")
@@ -105,15 +108,16 @@ def test_bad_input_creates_nothing_outside_base_dir(tmp_path: Path, words: list[
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n")
     before = set(tmp_path.iterdir())
     small = [] if "data.vocab_size=8192" in words else ["data.vocab_size=128"]
-    done = subprocess.run(
-        [sys.executable, PRETRAIN, "name=a", "arch=bert_tiny", "budget=10s", *small, *words],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [PRETRAIN, "name=a", "arch=bert_tiny", "budget=10s", *small, *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(PRETRAIN, run_name="__main__")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2, err
+    error = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert says in error[0]
-    assert "Traceback" not in done.stderr + done.stdout
+    assert "Traceback" not in err + out
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "outputs"}
     assert not (tmp_path / "outputs" / "a").exists()
 

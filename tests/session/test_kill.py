@@ -99,7 +99,7 @@ def test_killed_at_random_moments(finished: Path, folder: Path) -> None:
     draw = random.Random(1)
     words = runs.command(folder, "name=whole")
     log = folder / "outputs" / "whole" / "metrics.jsonl"
-    for steps in sorted(draw.sample(range(1, 12), 4)):
+    for steps in sorted(draw.sample(range(1, 12), 2)):
         process = runs.start(words)
 
         def far_enough(process: Any = process, steps: int = steps) -> bool:
