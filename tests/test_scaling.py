@@ -329,6 +329,21 @@ def test_tables_of_the_page_are_what_the_command_prints(words: str, monkeypatch:
     assert after.startswith(Table.of(options).markdown()), f"paste the output of: python -m cramming.scaling {words}"
 
 
+def test_two_ranks_of_the_page_are_what_was_measured_and_what_is_predicted() -> None:
+    (words,) = (line for line in COMMANDS if "batch=... sharding=..." in line)
+    rows = re.findall(r"^\| (\d+) \| `(ddp|fsdp)` \| (.+) \|$", PAGE, flags=re.MULTILINE)
+    assert [row[:2] for row in rows] == [(n, engine) for n in ("128", "64", "8") for engine in ("ddp", "fsdp")]
+    for batch, engine, cells in rows:
+        file = REPOSITORY / "benchmarks" / "results" / f"2026-11-22_parallel_4x256_{batch}.json"
+        measured = json.loads(file.read_text())[engine]
+        sharding = {"ddp": "none", "fsdp": "zero3"}[engine]
+        asked = words.replace("batch=... sharding=...", f"batch={batch} sharding={sharding}")
+        (row, _), *_ = Table.of(parse(shlex.split(asked), Options, "")[0]).rows
+        step_ms = 1e3 * int(batch) * 128 / measured["tokens_per_s"]["median"]
+        shares = row.exposed_s / row.step_s, measured["communication"]["median"]
+        assert cells == f"{1e3 * row.step_s:.0f} | {step_ms:.0f} | {shares[0]:.1%} | {shares[1]:.1%}"
+
+
 def test_links_of_the_page_are_those_of_the_module() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
     due = [(k, f"{v.bytes_per_s / 1e9:.4g}", f"{v.hop_s * 1e6:.1f}", v.source) for k, v in LINKS.items()]
