@@ -26,7 +26,9 @@ FLOPS = FlopsCost(lambda work: work.sequences * work.length * (1e6 + 10.0 * work
 SMALL = Setting(FLOPS, 5000, BatchSize(96, 192, 0.5), epochs=2.3, ranks=4, microbatch=16, group=48, shards=60)
 
 
-@pytest.mark.parametrize(("order", "worlds"), [("shuffled", [1024, 512, 768]), ("shards", [1024])])
+@pytest.mark.parametrize(
+    ("order", "worlds"), [("shuffled", [1024, 512, 768]), pytest.param("shards", [1024], marks=pytest.mark.full)]
+)
 def test_a_thousand_ranks_of_a_billion_sequences(order: str, worlds: list[int]) -> None:
     """One whole run of one rank; where the epoch ends, all ranks, and other numbers of them in turns."""
     growing = BatchSize(393_216, 786_432, 0.5)

@@ -64,7 +64,9 @@ def test_every_arm_gets_the_same_trials_and_the_best_is_found(
     assert search.TRIAL_SEED not in {config.seed for config in found.seen}
 
 
-@pytest.mark.parametrize("sampler", search.SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [s if s == "tpe" else pytest.param(s, marks=pytest.mark.full) for s in search.SAMPLERS]
+)
 def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path: Path, sampler: str) -> None:
     def options(trials: int = 2) -> Options:
         return Options(trials=trials, sampler=sampler, sampler_seed=4, **GRID)
