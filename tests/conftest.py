@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from hypothesis import settings
 from cramming.kernels import backends
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# A worker has one forkserver, which imports these once; every process that a test kills or connects is a fork of it.
+multiprocessing.set_forkserver_preload(
+    [
+        "cramming.cli", "cramming.session", "cramming.saving.mirror", "s3fs", "torch._dynamo", "torch.distributed.fsdp",
+        "cramming.parallel.ranks", "cramming.parallel.watch", "cramming.data.published", "pyarrow.ipc", "tokenizers",
+        "cramming.evaluation.command", "cramming.evaluation.session", "cramming.evaluation.share",
+        "transformers.models.auto.modeling_auto", "efficient_training.published_irreducible",
+    ]
+)  # fmt: skip
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as commands do, before it imports torch
 STARTING = {"parallel", "session", "evaluation", "pipeline", "exchange"}  # folders whose tests start processes
 # No test may depend on elapsed time, and every run draws the same cases.
 settings.register_profile("steady", deadline=None, derandomize=True)

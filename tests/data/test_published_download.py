@@ -22,9 +22,7 @@ from cramming.data.sources.published import PublishedConfig
 from cramming.data.tokenizer import Tokenizer
 
 script = published_set.load_script()
-# Imports once what every killed process needs.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cramming.data.published", "cramming.cli", "pyarrow.ipc", "tokenizers"])
 
 
 @pytest.fixture

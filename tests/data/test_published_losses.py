@@ -31,7 +31,6 @@ from efficient_training.irreducible_losses import IrreducibleLosses
 
 FRACTION = 0.2
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cramming.data.published", "cramming.cli", "efficient_training.published_irreducible"])
 
 
 def load_script() -> Any:

@@ -12,8 +12,6 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _SLOW = ("torch._dynamo", "transformers.models.auto.modeling_auto")  # to import; jobs need them
-_OURS = ("cramming.evaluation.session", "cramming.evaluation.share", "cramming.evaluation.command", "cramming.session")
-_CONTEXT.set_forkserver_preload([*_OURS, *_SLOW])
 
 PRETRAINED = [
     "arch=bert_tiny", "arch.layers=2", "arch.hidden=32", "arch.heads=2", "arch.intermediate=64", "data=local",

@@ -25,7 +25,6 @@ Split = Callable[..., Encoded]
 KINDS = ("classification", "regression", "multilabel", "tokens", "choice")
 # Processes begin without threads: a fork of this one may find tokenizers' threads in the middle of something.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cramming.evaluation.encoding"])
 ARRAYS = ("tokens", "types", "starts", "span_starts", "spans", "labels")
 
 

@@ -134,7 +134,6 @@ def together(world: int, folder: Path, work: Work, *args: Any) -> list[Any]:
         return [work(*args)]
     folder.mkdir(parents=True, exist_ok=True)
     meeting = folder / f"meeting-{os.urandom(4).hex()}"
-    _CONTEXT.set_forkserver_preload(["torch"])
     calls = [(rank, world, folder, meeting, (work, args)) for rank in range(world)]
     processes = [_CONTEXT.Process(target=_rank, args=call) for call in calls]
     try:

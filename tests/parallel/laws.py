@@ -67,7 +67,6 @@ def together(world: int, jobs: Sequence[Job], folder: Path) -> list[dict[str, Ou
     folder.mkdir(parents=True, exist_ok=True)
     if world == 1:
         return [{job.key: outcome(job, folder) for job in jobs}]
-    _CONTEXT.set_forkserver_preload(["torch"])
     meeting = folder / f"meeting-{os.urandom(4).hex()}"
     processes = [_CONTEXT.Process(target=_rank, args=(rank, world, jobs, folder, meeting)) for rank in range(world)]
     try:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as commands do, before the forkserver imports torch
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cramming.parallel.ranks", "cramming.parallel.watch"])
 
 
 @dataclass(frozen=True)

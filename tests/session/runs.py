@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from cramming.checkpoint import checkpoints
 
-# The forkserver imports the session once; every run is then a fork of a clean, single-threaded process.
+# Every run is a fork of a clean, single-threaded process that has imported the session (tests/conftest.py).
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["cramming.session", "cramming.cli", "cramming.saving.mirror", "s3fs"])
 
 TINY = [
     "arch=bert_tiny", "arch.layers=2", "arch.hidden=32", "arch.heads=2", "arch.intermediate=64", "data=local",
