@@ -221,6 +221,7 @@ def test_wrong_options_are_refused(words: dict[str, Any]) -> None:
         step.StepOptions(**words)
 
 
+@pytest.mark.full
 def test_in_processes_of_their_own(tmp_path: Path) -> None:
     """The command as it is typed: one side runs out of the memory it may take, the others are measured."""
     out = tmp_path / "result.json"

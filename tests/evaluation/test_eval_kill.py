@@ -37,7 +37,7 @@ POINTS = {
     "results-write": 3,
     "results-rename": 3,
 }
-SAMPLE = ("job-result-rename:1", "job-model-dropped:1")
+SAMPLE = ("job-model-dropped:1",)
 IN_WORKERS = ("job-begun", "saved", "job-trained", "job-about", "job-result")
 
 

@@ -4,6 +4,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from . import runs
 
 SOURCES = ("texts", "more")
@@ -20,6 +22,7 @@ def command(folder: Path) -> list[str]:
     return [f"base_dir={folder / 'outputs'}", "name=mixed", *words, *mix, *sources]
 
 
+@pytest.mark.full
 def test_killed_anywhere(folder: Path) -> None:
     words = command(folder)
     assert runs.run(words) == 0

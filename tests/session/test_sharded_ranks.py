@@ -67,7 +67,11 @@ def test_the_gathered_files_are_those_of_a_whole_save(saved: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("rank", "point"), [(1, "checkpoint-rank:1"), (0, "checkpoint-rank:1"), (0, "checkpoint-rename:1")]
+    ("rank", "point"),
+    [
+        (1, "checkpoint-rank:1"),
+        *(pytest.param(0, point, marks=pytest.mark.full) for point in ("checkpoint-rank:1", "checkpoint-rename:1")),
+    ],
 )
 def test_a_killed_rank_leaves_the_checkpoint_before(tmp_path: Path, rank: int, point: str) -> None:
     assert fsdp_ranks.run(2, tmp_path, fsdp_ranks.save, 1, False) == [0, 0]
