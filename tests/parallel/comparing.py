@@ -23,6 +23,8 @@ ROUGH = {
     "adafactor",
 }  # optimizers, and methods they come with
 ROUGH_NORM, ROUGH_WEIGHTS, ROUGH_COLUMNS = 1e-3, 1e-3, 1e-3
+# Adafactor's losses, too: 2 ranks were measured at 1.2e-5, one process with microbatches of 1, 2 and 8 at 3 to 6e-6.
+ROUGH_LOSS = {"adafactor": 3e-5}
 
 
 def is_rough(name: str) -> bool:
@@ -30,7 +32,9 @@ def is_rough(name: str) -> bool:
     return not ROUGH.isdisjoint((GRID[name].optimizer, *GRID[name].methods))
 
 
-def assert_same_run(expected: Outcome, found: Outcome, *, rough: bool = False, begins: int = 0) -> None:
+def assert_same_run(
+    expected: Outcome, found: Outcome, *, rough: bool = False, begins: int = 0, loss: float = LOSS
+) -> None:
     """Row by row; ``found`` may have begun after so many rows of ``expected``.
 
     Raises:
@@ -43,7 +47,7 @@ def assert_same_run(expected: Outcome, found: Outcome, *, rough: bool = False, b
         for key in ("step", "ids", "layers", "trained"):
             assert other[key] == row[key], f"{key} at step {row['step']}"
         assert other["columns"] == pytest.approx(row["columns"], rel=columns, abs=columns), f"columns at {row['step']}"
-        for key, bound in (("loss", LOSS), ("grad_norm", norm)):
+        for key, bound in (("loss", loss), ("grad_norm", norm)):
             assert (other[key] is None) == (row[key] is None)
             assert row[key] is None or other[key] == pytest.approx(row[key], rel=bound), f"{key} at step {row['step']}"
     assert found["none"] == expected["none"][len(expected["none"]) - len(found["none"]) :]
@@ -58,6 +62,6 @@ def assert_equal(name: str, expected: Outcome, found: Outcome, there: Path, here
         AssertionError: with the first row that differs.
     """
     rough = is_rough(name)
-    assert_same_run(expected, found, rough=rough)
+    assert_same_run(expected, found, rough=rough, loss=ROUGH_LOSS.get(GRID[name].optimizer, LOSS))
     apart = np.abs(np.load(there / f"{name}.npy") - np.load(here / f"{name}.npy")).max()
     assert float(apart) < (ROUGH_WEIGHTS if rough else WEIGHTS)
