@@ -55,6 +55,7 @@ def test_wrong_options_are_refused(words: dict[str, Any]) -> None:
         optimizers.Options(**words)
 
 
+@pytest.mark.full
 def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     """In processes of their own."""
     out = tmp_path / "result.json"

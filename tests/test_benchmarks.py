@@ -241,6 +241,7 @@ def test_in_processes_of_their_own(tmp_path: Path) -> None:
     assert "does not fit" in ended.stdout
 
 
+@pytest.mark.full
 def test_the_whole_table_as_it_is_typed(tmp_path: Path) -> None:
     out = tmp_path / "folder" / "bench.json"
     words = ["quick=true", "models=[bert_small,m2_base]", "pairs=3", "threads=1", "device=cpu", f"out={out}"]

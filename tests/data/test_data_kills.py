@@ -47,6 +47,8 @@ POINTS = [
     "store-rename:1",
     "store-renamed:1",
 ]
+SAMPLE = ["hashes-rename:1", "tokenizer-rename:2", "block-rename:2", "pack-row-chunk:2", "store-rename:1"]
+OTHERS = [point for point in POINTS if point not in SAMPLE]
 
 
 def run(corpus: Path, data_dir: Path, kill_at: str = "", workers: int = 0, layout: str = "packed") -> tuple[int, str]:
@@ -72,12 +74,13 @@ def corpus(tmp_path: Path, english: str) -> Path:
     return path
 
 
-def test_killed_anywhere(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("points", [SAMPLE, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["some", "others"])
+def test_killed_anywhere(points: list[str], tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "BLOCK_CHARACTERS", 4000)
     _, whole = run(corpus, tmp_path / "whole")
     expected = content(whole)
     assert set(expected) == {"tokens.bin", "manifest.json", "tokenizer.json"}
-    for point in POINTS:
+    for point in points:
         data_dir = tmp_path / point
         status, _ = run(corpus, data_dir, point)
         assert status == -signal.SIGKILL, f"{point} was never passed"

@@ -64,7 +64,7 @@ def rows_of(place: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place / "outputs" / name / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=["adamw", "averaged"])
+@pytest.fixture(scope="module", params=["averaged", pytest.param("adamw", marks=pytest.mark.full)])
 def probed_run(request: pytest.FixtureRequest, place: Path) -> str:
     """The name of a run that was probed twice; as ``plain-<name>`` there is one that was not.
 

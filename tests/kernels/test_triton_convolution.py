@@ -66,7 +66,7 @@ def test_and_from_many_programs(case: ConvolutionCase, dtype: torch.dtype) -> No
     hold_exactly(case, dtype)
 
 
-@pytest.mark.parametrize("fused", [0, 512])
+@pytest.mark.parametrize("fused", [0, pytest.param(512, marks=pytest.mark.full)])
 def test_and_from_many_small_tiles(fused: int, small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_convolution, "FUSED", fused)
     hold_exactly(ConvolutionCase(1, 3, 50, 21, masked=True), torch.bfloat16)
