@@ -17,7 +17,7 @@ multiprocessing.set_forkserver_preload(
         "cramming.cli", "cramming.session", "cramming.saving.mirror", "s3fs", "torch._dynamo", "torch.distributed.fsdp",
         "cramming.parallel.ranks", "cramming.parallel.watch", "cramming.data.published", "pyarrow.ipc", "tokenizers",
         "cramming.evaluation.command", "cramming.evaluation.session", "cramming.evaluation.share",
-        "transformers.models.auto.modeling_auto", "efficient_training.published_irreducible",
+        "transformers.models.auto.modeling_auto", "efficient_training.published_irreducible", "tests.warm",
     ]
 )  # fmt: skip
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as commands do, before it imports torch

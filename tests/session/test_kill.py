@@ -94,6 +94,14 @@ def test_killed_between_an_earlier_stop_and_the_summary_of_the_end(finished: Pat
     assert runs.same(runs.weights(folder, "whole"), runs.weights(finished, "whole"))
 
 
+def test_dropout_goes_on_with_the_draws_of_a_run_that_nobody_killed(folder: Path) -> None:
+    for name, point in (("whole", ""), ("killed", "step:7")):
+        words = runs.command(folder, f"name={name}", "arch.dropout=0.1")
+        assert not point or runs.run(words, kill_at=point) == -signal.SIGKILL
+        assert runs.run(words) == 0
+    assert runs.same(runs.weights(folder, "killed"), runs.weights(folder, "whole"))
+
+
 def test_killed_at_random_moments(finished: Path, folder: Path) -> None:
     """Real kills, whenever they come: at moments spread over a whole run's life."""
     draw = random.Random(1)
