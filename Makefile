@@ -8,6 +8,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Without that index the default one is asked for this version: mirrors that hold a CPU build hold this one.
 TORCH_CPU_FALLBACK := torch==2.13.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of commands, each of which would compile the package anew where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-full test-scale check pipeline bench gpu-report kernels lint lock
 .DEFAULT_GOAL := help

@@ -13,7 +13,7 @@ from tests.parallel.commands import TORCHRUN, finish, ranks_under, started, wait
 from tests.session import runs
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path) -> None:
+def test_ctrl_c_saves(folder: Path) -> None:
     log = folder / "log"
     command = (sys.executable, *words(folder, "two", "impl.devices=2", "impl.save_every_steps=null"))
     with started(*command, log=log) as process:
@@ -22,11 +22,22 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path) -> None:
         assert process.wait(120) == 130, log.read_text()
     (saved,) = re.findall(r"saved at step (\d+); the same command again goes on from there", log.read_text())
     assert runs.checkpoints(folder / "outputs" / "two" / "checkpoints")[-1].step == int(saved)
+    assert (folder / "outputs" / "two" / "run.log").read_text().count("two: arch bert_tiny") == 1
+    assert "torch" not in log.read_text()
+
+
+@pytest.mark.scale
+def test_the_weights_are_those_of_torchrun(folder: Path) -> None:
+    """Also where it was stopped at step 60, and the same command went on."""
+    log = folder / "log"
+    command = (sys.executable, *words(folder, "two", "impl.devices=2"))
+    assert finish(*command, "stop_at=60", log=log) == 0
     assert finish(*command, log=log) == 0
     summary = json.loads((folder / "outputs" / "two" / "summary.json").read_text())
     assert (summary["ranks"], summary["fast_paths"]["parallel"]) == (2, "ddp")
-    assert (folder / "outputs" / "two" / "run.log").read_text().count("two: arch bert_tiny") == 2
     assert "torch" not in log.read_text()
+    assert finish(*TORCHRUN, "--standalone", "--nproc-per-node=2", *words(folder, "other"), log=log) == 0
+    assert runs.same(runs.weights(folder, "two"), runs.weights(folder, "other"))
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(folder: Path) -> None:
@@ -62,11 +73,3 @@ def test_ranks_of_a_command_that_was_killed_do_not_live_on(folder: Path) -> None
         ranks = ranks_under(process.pid)
         process.kill()
         runs.wait_for(lambda: not any(Path(f"/proc/{one}").exists() for one in ranks.values()), 60)
-
-
-@pytest.mark.scale
-def test_the_weights_are_those_of_torchrun(folder: Path) -> None:
-    log = folder / "log"
-    assert finish(sys.executable, *words(folder, "one", "impl.devices=2"), log=log) == 0
-    assert finish(*TORCHRUN, "--standalone", "--nproc-per-node=2", *words(folder, "other"), log=log) == 0
-    assert runs.same(runs.weights(folder, "one"), runs.weights(folder, "other"))

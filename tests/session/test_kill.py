@@ -38,7 +38,7 @@ POINTS = {
     "store-rename": 1,
 }
 ALL = [f"{name}:{nth}" for name, times in POINTS.items() for nth in range(1, times + 1)]
-SAMPLE = [f"{name}:{random.Random(name).randint(1, POINTS[name])}" for name in [*POINTS][::4]]
+SAMPLE = [f"{name}:{random.Random(name).randint(1, POINTS[name])}" for name in [*POINTS][::6]]
 
 
 def interrupted(finished: Path, folder: Path, *points: str) -> None:
