@@ -298,10 +298,10 @@ def killed_after(steps: int, folder: Path, run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
-    [(each, "float32") for each in ("adamw", "adam", "sgd", "lion")]
-    + [
-        pytest.param(each, "bfloat16", marks=pytest.mark.full if each != "adamw" else ())
-        for each in ("adamw", "adam", "sgd", "lion")
+    [
+        *((each, "float32") for each in ("adamw", "adam", "sgd", "lion")),
+        ("adamw", "bfloat16"),
+        *(pytest.param(each, "bfloat16", marks=pytest.mark.full) for each in ("adam", "sgd", "lion")),
     ],
 )
 @pytest.mark.parametrize("name", LIVELY)

@@ -49,6 +49,7 @@ class Job:
         save: folder for a checkpoint in the middle.
         resume: folder of the checkpoint to go on from.
         stop_at: spend so much first; the checkpoint is then of that moment, also amid choosing sequences.
+        wide: in float64.
     """
 
     case: str
@@ -56,6 +57,7 @@ class Job:
     save: Path | None = None
     resume: Path | None = None
     stop_at: float | None = None
+    wide: bool = False
 
 
 def together(world: int, jobs: Sequence[Job], folder: Path) -> list[dict[str, Outcome]]:
@@ -109,6 +111,15 @@ def met(rank: int, world: int, meeting: Path) -> Iterator[None]:
 
 def outcome(job: Job, folder: Path) -> Outcome:
     """Train a case to its end."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if job.wide else before)
+    try:
+        return _trained(job, folder)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _trained(job: Job, folder: Path) -> Outcome:
     run = GRID[job.case].run()
     if job.resume is not None:
         found = checkpoint.newest(job.resume)
@@ -147,7 +158,7 @@ def save(run: Run, folder: Path) -> None:
     here().wait()
 
 
-def settled(run: Run) -> NDArray[np.float32]:
+def settled(run: Run) -> NDArray[np.floating[Any]]:
     """All weights that gradients tell where to go, as one vector.
 
     The biases of attention's keys are not among them: a softmax does not see them, their gradient is nothing but
